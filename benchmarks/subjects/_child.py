@@ -88,8 +88,7 @@ def report(event: str, **figures: float) -> None:
 
 
 def metrics_for(what: str) -> dict[str, Any]:
-    """Return the options of an application with metrics, if they are what is to be measured."""
-    # All of them, because Prometheus needs it.
+    """Return the options of an application with what is to be measured of these."""
     endpoint = {"admin": "127.0.0.1:0"}
     if what == "admin":
         return endpoint

@@ -1,4 +1,4 @@
-"""Hands messages to applications with and without metrics in turns, as a connection does."""
+"""Hands messages to applications with and without admin endpoint and metrics in turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from spa_dat.transports import Envelope, Receiver, Tracker
 
 from ._child import PAYLOAD, RECEIVE_TOPIC, arguments, metrics_for, report
 
-_KINDS = ("admin", "prometheus", "opentelemetry")
+_WITHOUT = "nothing"
+_KINDS = (_WITHOUT, "admin", "prometheus", "opentelemetry")
 _MESSAGES = 2_000
 _AT_ONCE = 500
 
@@ -70,10 +71,11 @@ async def _main() -> None:
             turn = number % len(_KINDS)
             for what in (*_KINDS[turn:], *_KINDS[:turn]):
                 taken[what].append(await applications[what].take(singly=singly))
-    figures: dict[str, Any] = {"without": statistics.median(taken["admin"])}
+    figures: dict[str, Any] = {"without": statistics.median(taken[_WITHOUT])}
     for what in _KINDS[1:]:
-        differences = (ours - base for ours, base in zip(taken[what], taken["admin"], strict=True))
-        figures[what] = statistics.median(differences)
+        pairs = zip(taken[what], taken[_WITHOUT], strict=True)
+        quarters = statistics.quantiles((ours - base for ours, base in pairs), n=4)
+        figures[f"{what}_low"], figures[what], figures[f"{what}_high"] = quarters
     report("result", **figures)
 
 

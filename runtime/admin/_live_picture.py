@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..._texts import escaped
-from ...transports import Delivery, DeliveryState, Envelope
+from ...transports import Delivery, Envelope
 from ..diagnostics._figures import ActorFigures, PublishFigures, failure_of
 from ..diagnostics._health import ActorHealth
+from ..handling._measured_processor import MeasuredProcessor
 from ..hosting._actor_observer import Receive
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._lane import Lane
@@ -30,7 +32,6 @@ __all__ = ["LivePicture"]
 _TURN = 15.0
 # Seconds that the event loop may be kept busy at a time.
 _SLICE = 0.005
-_DONE_WITH = (DeliveryState.SETTLED, DeliveryState.RUNNING)
 
 
 class LivePicture:
@@ -50,7 +51,6 @@ class LivePicture:
         self._by_address: dict[str, ActorFigures] = {}
         self._of_application = ActorFigures()
         self._sources: dict[str, str] = {}
-        self._batches: dict[Lane, list[RoutedDelivery]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, actors: Iterable[ActorRunner]) -> None:
@@ -80,44 +80,34 @@ class LivePicture:
     def receiving(self, lane: Lane, receive: Receive) -> Receive:
         """See `Observer.receiving`."""
         figures = self._figures[lane.actor_name]
-        add, received, clock = figures.times.add, figures.receive, time.perf_counter_ns
+        if isinstance(lane.processor, MeasuredProcessor) and lane.spec.kind != "producer":
+            # Messages are counted in any case, and it is to measure anyway.
+            lane.processor.times = figures.times
+            return receive
+        add, clock = figures.times.add, time.perf_counter_ns
 
         async def measured(instance: Any, item: Any) -> None:
-            began = clock()
+            before, began = lane.tallies.finished, clock()
             await receive(instance, item)
             took = clock() - began
-            if isinstance(item, Delivery):
-                if item.state in _DONE_WITH:
-                    figures.handled += 1
-                    received(item.route.filter.pattern)
-                    add(took)
-            elif not isinstance(item, ScheduledCall):
-                self._other(lane, figures, took)
+            if isinstance(item, Delivery | ScheduledCall):
+                return
+            if lane.spec.kind == "producer":
+                figures.calls += 1
+                add(took)
+            elif lane.tallies.finished != before:
+                add(took)
 
         return measured
-
-    def _other(self, lane: Lane, figures: ActorFigures, took: int) -> None:
-        if lane.spec.kind == "producer":
-            figures.handled += 1
-            figures.times.add(took)
-            return
-        batch = self._batches.pop(lane, ())
-        done = [delivery for delivery in batch if delivery.state in _DONE_WITH]
-        if done:
-            figures.handled += len(done)
-            figures.times.add(took)
-        for delivery in done:
-            figures.receive(delivery.route.filter.pattern)
 
     def collected(self, lane: Lane, batch: Sequence[RoutedDelivery]) -> None:
         """See `Observer.collected`."""
         if lane.finished_elsewhere is None:
-            self._batches.setdefault(lane, []).extend(batch)
             return
         # They go to a child process, which is as far as can be seen from here.
         figures = self._figures[lane.actor_name]
         for delivery in batch:
-            figures.receive(delivery.route.filter.pattern)
+            figures.pass_on(delivery.route.filter.pattern)
 
     def failed(
         self, actor: str, where: str, error: BaseException, envelope: Envelope | None
@@ -175,7 +165,8 @@ class LivePicture:
         options = actor.options
         in_process = options.placement == "process"
         counts = [count for lane in actor.lanes if (count := lane.finished_elsewhere) is not None]
-        handled: int | None = sum(counts) if counts else figures.handled
+        finished = figures.calls + sum(lane.tallies.finished for lane in actor.lanes)
+        handled: int | None = sum(counts) if counts else finished
         if in_process and not counts:
             handled = None
         return {
@@ -239,14 +230,18 @@ class LivePicture:
         edges = []
         for actor in self._run.actors:
             published = _published_through(actor.connection)
-            counts = self._figures[actor.name].received if actor.name in self._figures else {}
+            counts: Counter[str] = Counter()
+            if actor.name in self._figures:
+                counts.update(self._figures[actor.name].passed_on)
+            for lane in actor.lanes:
+                counts.update(lane.tallies.by_pattern)
             patterns = dict.fromkeys(filter_.pattern for filter_ in actor.spec.filters)
             edges += [
                 {
                     "actor": actor.name,
                     "bus": actor.connection.provider.address,
                     "topic": escaped(pattern if published is None else published.text_of(pattern)),
-                    "count": counts.get(pattern, 0),
+                    "count": counts[pattern],
                 }
                 for pattern in (patterns | dict.fromkeys(counts))
             ]

@@ -124,6 +124,7 @@ class DistributedApplication:
             ephemeral=name is None,
         )
         exporters = _exporters(metrics)
+        admin_address = _admin_address(admin, admin_token)
         self._registry = Registry(default_socket_provider, codec)
         settings = Settings(
             identity=identity,
@@ -139,9 +140,9 @@ class DistributedApplication:
                 None if reply_topics is None else parse_reply_topics("application", reply_topics)
             ),
             codec=codec,
-            admin=_admin_address(admin, admin_token),
+            admin=admin_address,
             exporters=exporters,
-            measurements=_measurements_for(exporters),
+            measurements=_measurements_for(exporters, admin_address),
         )
         self._runs = Runs(self._registry, settings)
         self._background: Background | None = None
@@ -645,8 +646,10 @@ def _exporters(given: str | Sequence[str] | None) -> tuple[Exporter, ...]:
     return exporters_given(given)
 
 
-def _measurements_for(exporters: tuple[Exporter, ...]) -> Measurements | None:
-    if not exporters:
+def _measurements_for(
+    exporters: tuple[Exporter, ...], admin: AdminAddress | None
+) -> Measurements | None:
+    if not exporters and admin is None:
         return None
     # Only who asks for it needs it.
     from ..metrics._measurements import Measurements

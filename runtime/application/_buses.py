@@ -100,7 +100,7 @@ class Buses:
             )
             used = provider if stand_in is None else stand_in(provider)
             reply_topics, middleware = self._settings.reply_topics, self._settings.on_publishes
-            measurements = self._settings.measurements
+            measurements = self._settings.measurements if self._settings.exporters else None
             connection = self._buses[provider.address] = (
                 self._kinds[1](used, surroundings, reply_topics, middleware, measurements)
                 if middleware

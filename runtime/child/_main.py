@@ -55,6 +55,7 @@ from ..registration._specs import Spec
 from ..registration._specs_from_code import class_spec, function_spec
 from ..routing._routed_deliveries import Route, RoutedDelivery
 from ..routing._router import Router
+from ..routing._subscriptions import router_of
 from ._pipe_bus import Book, PipeProvider, piped
 from ._pipe_log import PipeLog
 
@@ -191,7 +192,7 @@ class ChildMain:
         (runner,) = self._run.actors
         router = self._routers.get(frame.shared)
         if router is None:
-            router = Router(f"{runner.name}.pipe", self._run.settings.stats)
+            router = router_of(runner, f"{runner.name}.pipe", self._run.settings.stats)
             router.shared = frame.shared
             self._routers[frame.shared] = router
         route = runner.route(router, frame.handler, TopicFilter.parse(frame.filter))

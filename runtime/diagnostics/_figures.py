@@ -116,29 +116,29 @@ class ActorFigures:
     """What is measured of one actor.
 
     Attributes:
-        handled: messages that it has finished with, or calls of a producer that have ended.
+        calls: calls of a producer that have ended.
         failed: attempts that have failed.
         failures: the latest of them.
-        times: how long it took with each message, or batch, or call.
-        received: how many messages it has finished with by filter, as patterns; those by too many
-            filters under an empty text.
+        times: how long it took with each batch, or call, or with the messages that are timed.
+        passed_on: how many messages went to its child processes by filter, as patterns; those by
+            too many filters under an empty text.
     """
 
-    __slots__ = ("failed", "failures", "handled", "received", "times")
+    __slots__ = ("calls", "failed", "failures", "passed_on", "times")
 
     def __init__(self) -> None:
-        self.handled = 0
+        self.calls = 0
         self.failed = 0
         self.failures: deque[Failure] = deque(maxlen=_MOST_FAILURES)
         self.times = Times()
-        self.received: dict[str, int] = {}
+        self.passed_on: dict[str, int] = {}
 
-    def receive(self, pattern: str) -> None:
-        """Count one message that came by a filter."""
-        received = self.received
-        if pattern not in received and len(received) >= _MOST_PATTERNS:
+    def pass_on(self, pattern: str) -> None:
+        """Count one message that came by a filter and went to a child process."""
+        passed_on = self.passed_on
+        if pattern not in passed_on and len(passed_on) >= _MOST_PATTERNS:
             pattern = ""
-        received[pattern] = received.get(pattern, 0) + 1
+        passed_on[pattern] = passed_on.get(pattern, 0) + 1
 
     def fail(self, failure: Failure) -> None:
         """Note a failure."""

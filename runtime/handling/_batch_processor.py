@@ -23,7 +23,7 @@ from ..payloads._codec import check_readable
 from ..registration._specs import Handler
 from ..routing._routed_deliveries import RoutedDelivery
 from ._argument_values import ProducerScope, with_usable_address
-from ._delivery_processor import DeliveryProcessor
+from ._delivery_processor import DONE_WITH, DeliveryProcessor
 from ._failures_and_retries import SHORTEST_PAUSE, as_failure, log_failure
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class BatchProcessor(DeliveryProcessor):
             instance: of the actor's class.
             deliveries: not started; all from one router and for one handler.
         """
+        handled = {delivery.route.tally: delivery.route.tally.handled for delivery in deliveries}
         batch: list[RoutedDelivery] = []
         values: list[Any] = []
         unreadable: list[tuple[RoutedDelivery, DecodeError]] = []
@@ -79,6 +80,11 @@ class BatchProcessor(DeliveryProcessor):
                 await self._park_all(batch, error)
         for delivery, problem in unreadable:
             await self._undecodable(delivery, None, problem)
+        for delivery in deliveries:
+            if delivery.state in DONE_WITH:
+                delivery.route.tally.otherwise += 1
+        for tally, number in handled.items():
+            tally.otherwise -= tally.handled - number
 
     async def _park_all(self, batch: list[RoutedDelivery], error: BaseException) -> None:
         left = [delivery for delivery in batch if delivery.state is DeliveryState.RUNNING]
@@ -209,7 +215,8 @@ class BatchProcessor(DeliveryProcessor):
         self.attempt_ended()
         await end_attempt()
         self._stats["messages.handled"] += len(batch)
-        self.handled += len(batch)
+        for delivery in batch:
+            delivery.route.tally.handled += 1
         if scope.outcome is not None:
             scope.outcome.tell(CallOutcome(None, "handled"))
         await self.settlements.settle_all_after(batch, turn)

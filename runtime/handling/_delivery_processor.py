@@ -46,7 +46,10 @@ if TYPE_CHECKING:
     from ..metrics._measurements import FailureKind
     from ._handling_lane import HandlingLane
 
-__all__ = ["DeliveryProcessor"]
+__all__ = ["DONE_WITH", "DeliveryProcessor"]
+
+DONE_WITH = (DeliveryState.SETTLED, DeliveryState.RUNNING)
+"""The states of deliveries that were processed and do not come again."""
 
 _Decode = Callable[[bytes, str | None], Any]
 # What is called for a message, and for a request if what it returns is the reply; the name of its
@@ -60,9 +63,6 @@ class DeliveryProcessor:
     Args:
         lane: the lane that the handlers are called in.
         connection: the actor's bus.
-
-    Attributes:
-        handled: how many messages its handlers were done with.
     """
 
     # With thousands of actors a message costs what it touches in memory, hence slots, and at hand
@@ -82,7 +82,6 @@ class DeliveryProcessor:
         "_source",
         "_stats",
         "_told_unsent",
-        "handled",
         "settlements",
     )
 
@@ -96,7 +95,6 @@ class DeliveryProcessor:
         self._retry = lane.options.retry
         self._pauses = Pauses()
         self._told_unsent = False
-        self.handled = 0
         self._dead_letters = DeadLetterStore(lane, connection, self._pauses, self._retry.first)
         self.settlements = Settlements(
             self._stats, self._posts_refused, lane.log, self._answer_too_large
@@ -168,7 +166,7 @@ class DeliveryProcessor:
                 arguments = {name: context.run(decode, envelope.payload, envelope.content_type)}
         except DecodeError as error:
             current_turn.set(turn)
-            await self._undecodable(delivery, None, error)
+            await self._finish_undecodable(delivery, None, error)
             current_turn.set(None)
             return
         try:
@@ -189,7 +187,7 @@ class DeliveryProcessor:
         if turn.failure is None:
             turn.active = False
             self._stats["messages.handled"] += 1
-            self.handled += 1
+            route.tally.handled += 1
             if turn.posts:
                 # As in _attempts(), without the cost of two coroutines.
                 guard = end_code()
@@ -247,7 +245,7 @@ class DeliveryProcessor:
                 arguments = {name: context.run(decode, envelope.payload, envelope.content_type)}
         except DecodeError as error:
             current_turn.set(turn)
-            await self._undecodable(delivery, envelope, error)
+            await self._finish_undecodable(delivery, envelope, error)
             current_turn.set(None)
             return
         try:
@@ -284,7 +282,7 @@ class DeliveryProcessor:
         if turn.failure is None:
             turn.active = False
             self._stats["messages.handled"] += 1
-            self.handled += 1
+            delivery.route.tally.handled += 1
             if self.settlements.crowded:
                 await self.settlements.settle_after(delivery, turn)
             else:
@@ -318,6 +316,15 @@ class DeliveryProcessor:
         self, instance: Any, delivery: RoutedDelivery, failed: Turn | None = None
     ) -> None:
         # The slow path. What `handle` and `_answer` do in a few steps must have the same effect.
+        tally = delivery.route.tally
+        handled = tally.handled
+        await self._handle_or_fail(instance, delivery, failed)
+        if tally.handled == handled:
+            _finished(delivery)
+
+    async def _handle_or_fail(
+        self, instance: Any, delivery: RoutedDelivery, failed: Turn | None
+    ) -> None:
         envelope = delivery.envelope
         index = delivery.route.handler
         request = None
@@ -418,7 +425,7 @@ class DeliveryProcessor:
                 turn.active = False
                 current_turn.set(None)
                 self._stats["messages.handled"] += 1
-                self.handled += 1
+                delivery.route.tally.handled += 1
                 if scope.outcome is not None:
                     scope.outcome.tell(CallOutcome(None, "handled"))
                 if turn.posts:
@@ -647,6 +654,12 @@ class DeliveryProcessor:
         else:
             await self._park(delivery, error)
 
+    async def _finish_undecodable(
+        self, delivery: RoutedDelivery, request: Envelope | None, error: DecodeError
+    ) -> None:
+        await self._undecodable(delivery, request, error)
+        _finished(delivery)
+
     async def _answer_error(
         self, delivery: RoutedDelivery, failed: Turn, error: BaseException
     ) -> None:
@@ -727,6 +740,12 @@ class DeliveryProcessor:
             about=message_fields(delivery),
         )
         return None
+
+
+def _finished(delivery: RoutedDelivery) -> None:
+    """Count a message that was not handled, unless it comes again."""
+    if delivery.state in DONE_WITH:
+        delivery.route.tally.otherwise += 1
 
 
 def _over(delivery: RoutedDelivery) -> TimeoutError:

@@ -1,49 +1,23 @@
-"""Processing deliveries with metrics: counts them, and measures how long they wait and take."""
+"""Processing deliveries and measuring: counts them, and times how long some wait and take."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..._busy_threads import has_own_clock
 from ...transports import Delivery
+from ..diagnostics._figures import Times
 from ..messaging._bus_connection import BusConnection
 from ..metrics._clock import clock_of
-from ..metrics._conventions import system_of
-from ..metrics._measurements import FailureKind, Measurements, Series
-from ..routing._routed_deliveries import Route, RoutedDelivery
+from ..metrics._measurements import FailureKind, Series
+from ..routing._routed_deliveries import RoutedDelivery
 from ._batch_processor import BatchProcessor
-from ._delivery_processor import DeliveryProcessor
+from ._delivery_processor import DONE_WITH, DeliveryProcessor
 
 if TYPE_CHECKING:
     from ._handling_lane import HandlingLane
 
 __all__ = ["MeasuredBatchProcessor", "MeasuredProcessor"]
-
-_MOST_ROUTES = 1000
-
-
-class _SeriesByRoute(dict[Route, Series]):
-    """The series of one actor, by the route that a message takes.
-
-    Args:
-        measurements: those of the application.
-        actor: the actor's name.
-        system: the kind of its bus.
-    """
-
-    def __init__(self, measurements: Measurements, actor: str, system: str) -> None:
-        self._measurements = measurements
-        self._actor = actor
-        self._system = system
-
-    def __missing__(self, route: Route) -> Series:
-        if len(self) >= _MOST_ROUTES:
-            # A program that adds and removes filters makes a new one each time.
-            self.clear()
-        series = self._measurements.series(self._actor, route.filter.text, self._system)
-        self[route] = series
-        return series
 
 
 class _Timing:
@@ -81,50 +55,30 @@ class _Timing:
 
 
 class _Measuring(DeliveryProcessor):
-    """What both kinds of processors do beyond their work when there are metrics.
+    """What both kinds of processors do beyond their work when something is measured.
 
     Args:
         lane: as of `DeliveryProcessor`.
         connection: likewise.
-        measurements: those of the application.
     """
 
-    __slots__ = ("_clock", "_latest", "_route", "_series", "_times_all", "_timing")
+    __slots__ = ("_clock", "_timing")
 
-    def __init__(
-        self, lane: HandlingLane, connection: BusConnection, measurements: Measurements
-    ) -> None:
+    def __init__(self, lane: HandlingLane, connection: BusConnection) -> None:
         super().__init__(lane, connection)
-        system = system_of(connection.provider.address)
-        self._series = _SeriesByRoute(measurements, lane.actor_name, system)
-        # A counter that has not counted yet is 0, and is there.
-        for handler in lane.handlers:
-            for filter_ in handler.filters:
-                measurements.series(lane.actor_name, filter_.text, system)
         self._timing = _Timing()
-        # Of the message that came last.
-        self._route: Route | None = None
-        self._latest: Series
         self._clock = clock_of(connection.loop)
-        # In virtual time nothing costs any, and what happens must not depend on chance.
-        self._times_all = has_own_clock(connection.loop)
 
     def taken(self, delivery: RoutedDelivery) -> None:
         """See `DeliveryProcessor.taken`."""
-        series = self._series[delivery.route]
-        if not series.counted():
-            self._note_wait(series, delivery, self._clock())
-
-    def _note_wait(self, series: Series, delivery: RoutedDelivery, now: float) -> int:
-        """Note how long a message has waited; return for how many it counts."""
-        weight = series.timed(now, everything=self._times_all)
-        if delivery.arrived and not delivery.attempts:
-            series.waited(max(now - delivery.arrived, 0.0), weight)
-        return weight
+        series = _series_of(delivery)
+        series.consumed += 1
+        if delivery.arrived:
+            _note_wait(series, delivery, self._clock())
 
     def attempt_begins(self, delivery: RoutedDelivery) -> None:
         """See `DeliveryProcessor.attempt_begins`."""
-        self._timing.begin(delivery, self._series[delivery.route], self._clock(), 1)
+        self._timing.begin(delivery, _series_of(delivery), self._clock(), 1)
 
     def attempt_ended(self, error: BaseException | None = None) -> None:
         """See `DeliveryProcessor.attempt_ended`."""
@@ -137,38 +91,45 @@ class _Measuring(DeliveryProcessor):
         if self._timing.delivery is delivery:
             # What has ended before there was an attempt took no time.
             self._timing.delivery = None
-        self._series[delivery.route].ended(kind, error)
+        _series_of(delivery).ended(kind, error)
 
 
 class MeasuredProcessor(_Measuring):
-    """A `DeliveryProcessor` with metrics. The fast path is the same, but for what is timed."""
+    """A `DeliveryProcessor` that measures. The fast path is the same, but for what is timed.
 
-    __slots__ = ()
+    Attributes:
+        times: gets how long each message took that was timed, with all attempts; None for nobody.
+    """
+
+    __slots__ = ("times",)
+
+    def __init__(self, lane: HandlingLane, connection: BusConnection) -> None:
+        super().__init__(lane, connection)
+        self.times: Times | None = None
 
     def receive(self, instance: Any, item: Any) -> Awaitable[None]:
         """As of `DeliveryProcessor`."""
         if not isinstance(item, Delivery):
             return self._lane.receive_other(instance, item)
-        if item.route is not self._route:
-            self._route = item.route
-            self._latest = self._series[item.route]
-        series = self._latest
-        # `Series.counted`, without the cost of a call.
-        left = series.left
-        if left:
-            series.left = left - 1
-            return self.handle(instance, item)
-        return self._handle_timed(instance, item, series)
+        # `_series_of`, without the cost of a call.
+        series = item.route.series
+        series.consumed += 1
+        if item.arrived:
+            return self._handle_timed(instance, item, series)
+        return self.handle(instance, item)
 
     async def _handle_timed(self, instance: Any, delivery: RoutedDelivery, series: Series) -> None:
-        now = self._clock()
-        self._timing.begin(delivery, series, now, self._note_wait(series, delivery, now))
+        began = self._clock()
+        self._timing.begin(delivery, series, began, _note_wait(series, delivery, began))
         await self.handle(instance, delivery)
-        self._timing.end(self._clock())
+        ended = self._clock()
+        self._timing.end(ended)
+        if self.times is not None and delivery.state in DONE_WITH:
+            self.times.add(int((ended - began) * 1e9))
 
 
 class MeasuredBatchProcessor(BatchProcessor, _Measuring):
-    """A `BatchProcessor` with metrics. A call with a batch is timed as one."""
+    """A `BatchProcessor` that measures. A call with a batch is timed as one."""
 
     __slots__ = ()
 
@@ -177,3 +138,17 @@ class MeasuredBatchProcessor(BatchProcessor, _Measuring):
         for delivery in deliveries:
             self.taken(delivery)
         await super().handle_batch(instance, deliveries)
+
+
+def _series_of(delivery: RoutedDelivery) -> Series:
+    series = delivery.route.series
+    assert series is not None
+    return series
+
+
+def _note_wait(series: Series, delivery: RoutedDelivery, now: float) -> int:
+    """Note how long a message has waited; return for how many it counts."""
+    weight = series.weigh()
+    if delivery.arrived and not delivery.attempts:
+        series.waited(max(now - delivery.arrived, 0.0), weight)
+    return weight

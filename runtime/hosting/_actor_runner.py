@@ -72,6 +72,7 @@ class ActorRunner:
         lanes: its lanes, as many as ``concurrency`` says.
         calls: the calls of a producer; None for an actor that reacts to messages.
         required_resources: the resources that must be open before it is spawned.
+        measurements: those of the application; None if nothing is measured.
         ended: whether it has nothing more to do: its producer has returned, or it was stopped.
 
     Args:
@@ -89,6 +90,7 @@ class ActorRunner:
         self.address = f"{identity.application}/{identity.instance}/{spec.name}"
         self.options = options = spec.options
         self.handlers = spec.handlers
+        self.measurements = run.settings.measurements
         provider = connection.provider
         self.qos = provider.default_qos if options.qos is None else options.qos
         self.window = options.window_for(provider.default_window)
@@ -130,7 +132,17 @@ class ActorRunner:
 
     def route(self, router: Router, handler: int, filter_: TopicFilter) -> Route:
         """Return the route from a filter of the router to a handler, in the message's lane."""
-        routes = tuple(Route(router, lane, handler, filter_) for lane in self.lanes)
+        series = None
+        if self.measurements is not None:
+            # Not at the top: most applications measure nothing.
+            from ..metrics._conventions import system_of
+
+            system = system_of(self.connection.provider.address)
+            series = self.measurements.series(self.name, filter_.text, system)
+        routes = tuple(
+            Route(router, lane, handler, filter_, tally=lane.tallies.of(filter_), series=series)
+            for lane in self.lanes
+        )
         if len(routes) == 1:
             return routes[0]
         key = self._salted_key if self.place else self.spec.message_key.of

@@ -42,7 +42,7 @@ class Settings:
         number: of this process among several of its one actor; None anywhere else.
         middleware: the application's, in order; the same list in all copies of the settings.
         exporters: what its metrics are for, ``prometheus`` or ``opentelemetry``.
-        measurements: what they are made of; None without an exporter.
+        measurements: what they, and what the admin endpoint shows, are made of; None without both.
     """
 
     identity: Identity

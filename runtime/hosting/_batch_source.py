@@ -89,7 +89,7 @@ class BatchSource:
 def _processor_of(lane: Lane) -> BatchProcessor:
     if lane.measurements is None:
         return BatchProcessor(lane, lane.connection)
-    # Not at the top: most applications have no metrics.
+    # Not at the top: most applications measure nothing.
     from ..handling._measured_processor import MeasuredBatchProcessor
 
-    return MeasuredBatchProcessor(lane, lane.connection, lane.measurements)
+    return MeasuredBatchProcessor(lane, lane.connection)

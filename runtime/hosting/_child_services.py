@@ -88,7 +88,7 @@ class ChildServices:
             "outbox": getattr(provider.config, "outbox", DEFAULT_OUTBOX),
             "outbox_bytes": getattr(provider.config, "outbox_bytes", DEFAULT_OUTBOX_BYTES),
             "observed": self._lane.observed,
-            "measured": self._lane.measurements is not None,
+            "measured": self._lane.connection.measurements is not None,
         }
 
     def do(self, frame: Any) -> None:

@@ -26,6 +26,7 @@ from ..options._resources import RequiredResources
 from ..registration._specs import Handler
 from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
+from ..routing._tallies import Tallies
 from ._message_source import MessageSource, WorkSource
 from ._producer import CallSource
 from ._timers import ScheduledCall, Timers
@@ -54,7 +55,8 @@ class Lane:
         running_code: the user's code that is running in it.
         latest_instance: the latest instance of the actor's class.
         generation: a new object with each new instance, and when a thread is given up.
-        measurements: those of the application; None if it has no metrics.
+        measurements: those of the application; None if nothing is measured.
+        tallies: how many messages it has finished with.
 
     Args:
         runner: the runner of its actor.
@@ -89,7 +91,8 @@ class Lane:
         self.latest_instance: Actor | None = None
         self.resources: dict[str, Any] = {}
         self._run = runner.run
-        self.measurements = runner.run.settings.measurements
+        self.measurements = runner.measurements
+        self.tallies = Tallies()
         self._loop = asyncio.get_running_loop()
         self._is_cut_off = False
         self._reply_topics = options.reply_filters
@@ -275,7 +278,7 @@ class Lane:
     @property
     def handled(self) -> int:
         """How many messages it has handled, with all that came of it confirmed."""
-        return self.processor.handled - self.processor.settlements.unconfirmed
+        return self.tallies.handled - self.processor.settlements.unconfirmed
 
     @property
     def up(self) -> bool:

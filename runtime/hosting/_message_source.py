@@ -70,10 +70,10 @@ def processor_of(lane: Lane) -> DeliveryProcessor:
     """Make what handles the messages of a lane one by one."""
     if lane.measurements is None:
         return DeliveryProcessor(lane, lane.connection)
-    # Not at the top: most applications have no metrics.
+    # Not at the top: most applications measure nothing.
     from ..handling._measured_processor import MeasuredProcessor
 
-    return MeasuredProcessor(lane, lane.connection, lane.measurements)
+    return MeasuredProcessor(lane, lane.connection)
 
 
 def mailbox_of(lane: Lane, kind: type[M]) -> M:

@@ -324,7 +324,7 @@ class ProcessLane(Lane):
         """Add what one of its processes has counted, by the names of counters."""
         for name, number in counted.items():
             self.stats[name] += number  # type: ignore[assignment]
-        self.processor.handled += int(counted.get("messages.handled", 0))
+        self.tallies.elsewhere += int(counted.get("messages.handled", 0))
         self.processor.settlements.unconfirmed += int(counted.get("posts.unconfirmed", 0))
         self._run.given_up.messages[self.name] += int(counted.get("messages.given_up", 0))
 

@@ -36,7 +36,6 @@ FailureKind: TypeAlias = Literal[
 # send: so many of them at the most get series of their own.
 _MOST_TEMPLATES = 100
 _MOST_ERRORS = 20
-_WHILE = 0.1
 
 TakenMeasurements: TypeAlias = tuple[
     list[tuple[str, list[int], float]], list[tuple[FailureKind, str, int]]
@@ -70,15 +69,13 @@ class Durations:
 class Series:
     """What is measured of the messages that one actor gets through one filter.
 
-    Up to a number of messages in a tenth of a second all of them are timed. Of more it is some,
-    chosen at random, each of which counts for those since the last one: to look at the clock for
-    each message would cost too much.
+    Only some of the messages are timed; each of those counts for all since the one before it.
 
     Attributes:
         actor: the actor's name.
         template: the filter as written; `OTHER` if there are too many of them.
         system: the kind of bus.
-        left: how many more messages come before one is timed.
+        consumed: how many messages have reached the actor.
         failures: how many messages were not handled, by what became of them and the class of error.
         waiting: how long messages have waited until they were handled.
         handling: how long the handler took, by the class of what it raised; empty for nothing.
@@ -91,15 +88,12 @@ class Series:
     """
 
     __slots__ = (
-        "_counted",
         "_owner",
-        "_timed",
-        "_until",
-        "_weight",
+        "_weighed",
         "actor",
+        "consumed",
         "failures",
         "handling",
-        "left",
         "system",
         "template",
         "waiting",
@@ -109,48 +103,18 @@ class Series:
         self.actor = actor
         self.template = template
         self.system = system
-        self.left = 0
+        self.consumed = 0
         self.failures: Counter[tuple[FailureKind, str]] = Counter()
         self.waiting = Durations()
         self.handling: dict[str, Durations] = {"": Durations()}
         self._owner = owner
-        self._counted = 0
-        self._until = -1.0
-        self._timed = 0
-        self._weight = 1
+        self._weighed = 0
 
-    @property
-    def consumed(self) -> int:
-        """How many messages have reached the actor."""
-        # Those since the last one that was timed are counted by `left` alone, which is cheaper.
-        return self._counted + self._weight - 1 - self.left
-
-    def counted(self) -> bool:
-        """Count a message that is not timed; return False if it has to be timed instead."""
-        if not self.left:
-            return False
-        self.left -= 1
-        return True
-
-    def timed(self, now: float, *, everything: bool = False) -> int:
-        """Count a message that is timed; return for how many it counts.
-
-        Args:
-            now: loop time.
-            everything: time the next one, however many there are.
-        """
-        weight = self._weight
-        if now >= self._until:
-            self._until = now + _WHILE
-            self._timed = 0
-        self._timed += 1
-        if everything or self._timed < self._owner.all_timed:
-            following = 1
-        else:
-            following = 1 + int(self._owner.chance() * (2 * self._owner.one_in - 1))
-        self._counted += weight
-        self._weight, self.left = following, following - 1
-        return weight
+    def weigh(self) -> int:
+        """Return for how many messages one counts that is timed: those since the last time."""
+        weight = self.consumed - self._weighed
+        self._weighed = self.consumed
+        return max(weight, 1)
 
     def take(self) -> TakenMeasurements | None:
         """Return the handling times and the failures since the last time; None without any."""
@@ -220,15 +184,15 @@ class Measurements:
         on_handled: is told every handling time that is measured; None for nobody.
 
     Args:
-        all_timed: so many messages are all timed in a tenth of a second, of each series.
+        all_timed: so many messages are all timed in a tenth of a second, of each subscription.
         one_in: of more than that it is one in about so many.
         chance: returns a number from 0 to 1, which decides on which ones.
     """
 
     def __init__(
         self,
-        all_timed: int = 50,
-        one_in: int = 128,
+        all_timed: int = 20,
+        one_in: int = 256,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.all_timed = all_timed

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ...actors import Mailbox
 from ...transports import Delivery, DeliveryState, Envelope, TopicFilter
 from ..options._actor_options import ActorOptions
 from ..registration._message_keys import lane_of
+from ._tallies import Tally
 
 if TYPE_CHECKING:
+    from ..metrics._measurements import Series
     from ._router import Router
 
 __all__ = ["DeliveryPart", "Route", "RoutedDelivery", "SharedDelivery", "Target"]
@@ -45,6 +47,8 @@ class Route:
         filter: the filter, with its captures.
         lanes: for an actor with several lanes, the routes to each; ``target`` is the first lane.
         key: returns the key that decides on the lane of a message.
+        tally: how many of its messages the target has finished with.
+        series: what is measured of them; None if nothing is.
     """
 
     router: Router
@@ -53,6 +57,8 @@ class Route:
     filter: TopicFilter
     lanes: tuple[Route, ...] = ()
     key: Callable[[Envelope, TopicFilter], str] | None = None
+    tally: Tally = field(default_factory=Tally)
+    series: Series | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:

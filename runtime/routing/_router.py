@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
@@ -21,6 +21,9 @@ from ...transports import (
     is_reserved,
 )
 from ._routed_deliveries import DeliveryPart, Route, RoutedDelivery, SharedDelivery, Target
+
+if TYPE_CHECKING:
+    from ..metrics._sampling import Sampling
 
 __all__ = ["Outage", "Router"]
 
@@ -43,6 +46,7 @@ class Router(Actor):
         stats: the application's counters.
         elsewhere: for runtime subscriptions, tells whether the actor already gets a topic's
             messages through its declared subscription.
+        sampling: chooses the messages that are timed; None if nothing is measured.
 
     Attributes:
         consumer: the connection of the subscription; None until it is made.
@@ -57,8 +61,10 @@ class Router(Actor):
         stats: Counter[str],
         *,
         elsewhere: Callable[[str], bool] | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         self.name = name
+        self._sampling = sampling
         self._elsewhere = elsewhere
         self.inbox = Mailbox()
         self._waiting = self.inbox.items
@@ -160,6 +166,13 @@ class Router(Actor):
 
         If one actor gets all messages, it goes straight into its mailbox.
         """
+        sampling = self._sampling
+        if sampling is not None:
+            left = sampling.left
+            if left:
+                sampling.left = left - 1
+            else:
+                sampling.choose(delivery)
         mailbox = self._direct
         if delivery.envelope.expiry is not None:
             _let_expire(delivery)
@@ -201,6 +214,8 @@ class Router(Actor):
             for delivery in deliveries:
                 self.deliver(delivery)
             return
+        if self._sampling is not None:
+            self._sampling.choose_among(deliveries)
         self._epoch = deliveries[0].epoch
         topic = None
         route: Route | None = None
@@ -300,6 +315,8 @@ class Router(Actor):
 
     def put_in(self, delivery: Delivery, route: Route) -> None:
         """Hand out, in order, a delivery that did not come from the bus."""
+        if self._sampling is not None:
+            self._sampling.choose_among((delivery,))
         if delivery.envelope.expiry is not None:
             _let_expire(delivery)
         if self._outage is None:

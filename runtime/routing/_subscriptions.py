@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from ..._busy_threads import has_own_clock
 from ...actors import ActorSystem
 from ...errors import ConfigurationError
 from ...transports import RESERVED, Identity, Subscription, TopicFilter, TopicTrie, is_reserved
@@ -15,7 +17,17 @@ from ..registration._specs import Handler
 from ._routed_deliveries import Route
 from ._router import Router
 
-__all__ = ["NoSubscription", "RuntimeSubscription", "Subscriber", "Subscriptions", "spawn_router"]
+if TYPE_CHECKING:
+    from ..metrics._measurements import Measurements
+
+__all__ = [
+    "NoSubscription",
+    "RuntimeSubscription",
+    "Subscriber",
+    "Subscriptions",
+    "router_of",
+    "spawn_router",
+]
 
 
 class Subscriber(Protocol):
@@ -28,6 +40,7 @@ class Subscriber(Protocol):
     qos: int
     window: int
     window_bytes: int
+    measurements: Measurements | None
 
     def check_filter(self, filter_: TopicFilter) -> None:
         """Raise ConfigurationError if the actor cannot take messages from a further filter."""
@@ -81,7 +94,7 @@ class Subscriptions:
         key = (id(actor.connection), name)
         known = self._entries.get(key)
         if known is None:
-            router = _kind_of_router(actor)(name, self._stats)
+            router = router_of(actor, name, self._stats)
             known = self._entries[key] = _Entry(router, actor)
         else:
             first = known.members[0]
@@ -169,13 +182,30 @@ class Subscriptions:
         return [entry.router]
 
 
-def _kind_of_router(actor: Subscriber) -> type[Router]:
-    if actor.connection.measurements is None:
-        return Router
-    # Not at the top: most applications have no metrics.
-    from ._measured_router import MeasuredRouter
+def router_of(
+    actor: Subscriber,
+    name: str,
+    stats: Counter[str],
+    elsewhere: Callable[[str], bool] | None = None,
+) -> Router:
+    """Return a router for messages of an actor, which measures if the application does.
 
-    return MeasuredRouter
+    Args:
+        actor: the actor.
+        name: as of `Router`.
+        stats: likewise.
+        elsewhere: likewise.
+    """
+    if actor.measurements is None:
+        return Router(name, stats, elsewhere=elsewhere)
+    # Not at the top: most applications measure nothing.
+    from ..metrics._clock import clock_of
+    from ..metrics._sampling import Sampling
+
+    loop = asyncio.get_running_loop()
+    # In virtual time nothing costs any, and what happens must not depend on chance.
+    sampling = Sampling(actor.measurements, clock_of(loop), everything=has_own_clock(loop))
+    return Router(name, stats, elsewhere=elsewhere, sampling=sampling)
 
 
 def _check_rewind_to(actor: Subscriber) -> None:
@@ -287,7 +317,7 @@ class RuntimeSubscription:
     async def _open(self) -> Router:
         name = f"{self._actor.name}.now"
         elsewhere = self._declared_filters()
-        router = _kind_of_router(self._actor)(name, self._stats, elsewhere=elsewhere)
+        router = router_of(self._actor, name, self._stats, elsewhere)
         spawn_router(self._system, router)
         subscription = Subscription(
             name=name,

@@ -15,6 +15,7 @@ from spa_dat import Actor, DistributedApplication, Reject, RetryPolicy, Socket, 
 from spa_dat.errors import RemoteError
 from spa_dat.runtime.admin import _live_feed, _server
 from spa_dat.runtime.admin._live_picture import LivePicture
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.diagnostics import _figures
 from spa_dat.runtime.diagnostics._figures import PublishFigures, Times
 from spa_dat.transports import TopicFilter
@@ -166,6 +167,54 @@ async def test_the_picture_shows_what_actors_do(free_port: int) -> None:
     assert received["batches", "plant/batch"] == 4
     assert received["Control", "plant/{machine}/temperature"] == 2
     assert received["slow", "plant/slow"] == 0
+
+
+@pytest.mark.usefixtures("often")
+async def test_counts_are_exact_although_few_messages_are_timed(free_port: int) -> None:
+    app = DistributedApplication("memory://", name="plant", admin=f"127.0.0.1:{free_port}")
+    measurements = runs_of(app).settings.measurements
+    assert measurements is not None
+    measurements.all_timed, measurements.one_in = 1, 100
+
+    class Control(Actor):
+        @on("a/{x}")
+        async def first(self, payload: int) -> None:
+            if payload % 10 == 0:
+                raise Reject("no")
+
+        @on("b")
+        async def second(self, payload: int) -> None: ...
+
+    @app.application("c", batch=(50, 0.01), retry=RetryPolicy(attempts=1))
+    async def together(payload: list[int]) -> None:
+        if 1 in payload:
+            raise ValueError
+
+    app.add(Control)
+    async with running(app) as client:
+        socket = app.socket()
+        for number in range(300):
+            await socket.publish("a/1", number)
+            await socket.publish("b", number)
+            await socket.publish("c", number)
+        socket.post("a/1", b"undecodable")
+        socket.post("c", b"undecodable")
+        await socket.drain()
+        await eventually(lambda: app.stats["dead_letters.stored"] == 30 + 1 + 1 + 1)
+        while actor(picture := await client.look(), "together")["handled"] < 301:
+            pass
+        while actor(picture := await client.look(), "Control")["handled"] < 601:
+            pass
+    received = {(one["actor"], one["topic"]): one["count"] for one in picture["receives"]}
+    assert received == {
+        ("Control", "a/{x}"): 301,
+        ("Control", "b"): 300,
+        ("together", "c"): 301,
+    }
+    assert 0 < actor(picture, "Control")["latency"]["count"] <= 601
+    report = app.stop_report
+    assert report is not None
+    assert (report.handled, report.dead_letters) == (901 - 32, 33)
 
 
 @pytest.mark.usefixtures("often")

@@ -23,7 +23,9 @@ from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.messaging._measured_bus import MeasuredBus
 from spa_dat.runtime.metrics import _opentelemetry, _prometheus
 from spa_dat.runtime.metrics._measurements import BOUNDS, OTHER, Measurements
+from spa_dat.runtime.metrics._sampling import Sampling
 from spa_dat.testing import Mosquitto
+from spa_dat.transports import Delivery, Envelope
 from support.memory import Site
 from support.waiting import eventually
 
@@ -317,29 +319,72 @@ async def test_filters_that_come_and_go_do_not_become_more_and_more_labels() -> 
 
         await eventually(all_came)
         assert len(consumed) == 101
-        assert consumed[OTHER] == 51
+        assert consumed[OTHER] == 52
 
 
-def test_counts_are_exact_however_few_messages_are_timed() -> None:
+def test_of_many_messages_some_are_timed_and_later_all_again() -> None:
     measurements = Measurements(all_timed=10, one_in=8, chance=random.Random(7).random)
-    series = measurements.series("actor", "n", "mqtt")
-    timed = 0
-    for number in range(10_000):
-        assert series.consumed == number
-        if not series.counted():
-            timed += 1
-            series.took(0.001, series.timed(0.0))
-    assert series.consumed == 10_000
-    assert 500 < timed < 3000
+    now = 0.0
+    sampling = Sampling(measurements, lambda: now)
+
+    def timed_of(number: int, at_once: int, sampling: Sampling = sampling) -> int:
+        deliveries = [Delivery(Envelope(topic="n", payload=b"")) for _ in range(number)]
+        for place in range(0, number, at_once):
+            sampling.choose_among(deliveries[place : place + at_once])
+        return sum(delivery.arrived > 0 for delivery in deliveries)
+
+    for at_once in (1, 7, 500):
+        now += 1
+        sampling.left = 0
+        assert 500 < timed_of(10_000, at_once) < 3000
+    sampling.left = 0
+    for _ in range(19):
+        now += 1
+        assert timed_of(1, 1) == 1
+    assert timed_of(10_000, 500, Sampling(measurements, lambda: 1.0, everything=True)) == 10_000
+
+
+def test_each_message_that_is_timed_counts_for_those_since_the_last_one() -> None:
+    series = Measurements().series("actor", "n", "mqtt")
+    for since in (1, 7, 300):
+        series.consumed += since
+        series.took(0.001, series.weigh())
     (durations,) = series.handling.values()
-    # But for those since the last one.
-    assert 10_000 - 15 < sum(durations.counts) <= 10_000
-    assert durations.counts[0] == sum(durations.counts)
-    # Later all are timed again.
-    for second in range(1, 20):
-        if not series.counted():
-            series.timed(second)
-    assert series.left == 0
+    assert durations.counts[0] == sum(durations.counts) == series.consumed == 308
+    # A second attempt at the same message.
+    assert series.weigh() == 1
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_counts_are_exact_however_few_messages_are_timed(
+    qos: int, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = DistributedApplication(
+        mosquitto.url, name=f"sampled{qos}", metrics="prometheus", admin="127.0.0.1:0"
+    )
+    measurements = runs_of(app).settings.measurements
+    assert measurements is not None
+    measurements.all_timed, measurements.one_in = 1, 50
+
+    @app.application(["sampled/+/a", "sampled/+/b"], retry=RetryPolicy(attempts=1))
+    async def actor(payload: int) -> None:
+        if payload % 5 == 0:
+            raise ValueError
+
+    async with app:
+        for number in range(1000):
+            topic = f"sampled/{qos}/{'a' if number % 3 else 'b'}"
+            app.socket().post(topic, number, qos=qos)
+
+        def consumed() -> dict[Any, float]:
+            return read(app, "messaging_client_consumed_messages_total", TEMPLATE)
+
+        await eventually(lambda: app.stats["dead_letters.stored"] == 200)
+        await eventually(lambda: sum(consumed().values()) == 1000)
+        assert consumed() == {"sampled/+/a": 666, "sampled/+/b": 334}
+        timed = read(app, "spa_dat_mailbox_wait_duration_seconds_count", TEMPLATE)
+        assert 0 < sum(timed.values()) <= 1000
 
 
 def test_a_duration_is_in_the_first_bucket_whose_bound_it_does_not_exceed() -> None:
