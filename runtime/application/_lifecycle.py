@@ -681,6 +681,8 @@ class Run:
             return
         if isinstance(error, KeyboardInterrupt | SystemExit):
             self.end(error)
+        elif where == "on_stop":
+            self._given_up.unstopped(ref.name, error)
         self.settings.stats["actors.failed"] += 1
         if self.observer is not None:
             self.observer.failed(f"{self._system.name}/{ref.name}", where, error, None)

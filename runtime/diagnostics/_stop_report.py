@@ -59,7 +59,8 @@ class StopReport:
         handed_back: likewise; each message once, however many actors share it.
         dropped: likewise.
         given_up: what was left unfinished, in words: handlers and threads that go on, resources
-            that are open, posts that were not confirmed, messages that are lost.
+            that are open, posts that were not confirmed, messages that are lost, and each
+            ``on_stop`` that has failed.
         actors: those for which one of the numbers is not zero, in the order of registration.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
-from ..._texts import describe, error_name, quoted
+from ..._texts import describe, error_name, quoted, reason_of
 from ...errors import PublishNotSent, PublishUnknown
 from ...transports import Delivery, OutboxEntry
 from ._stacks import frames_of, place
@@ -75,6 +75,7 @@ class GivenUp:
         self.messages: Counter[str] = Counter()
         self._application = application
         self._stats = stats
+        self._unstopped: set[str] = set()
 
     def add(self, reason: str) -> None:
         """Remember a reason that has been logged already."""
@@ -96,6 +97,13 @@ class GivenUp:
         self._stats["messages.given_up"] += count
         self.messages[actor] += count
         self.add(f"actor {actor!r} stopped with {count} messages unhandled")
+
+    def unstopped(self, actor: str, error: BaseException) -> None:
+        """Note that an actor's ``on_stop`` has failed, the first time that it does."""
+        # There may be any number of restarts.
+        if actor not in self._unstopped:
+            self._unstopped.add(actor)
+            self.add(f"on_stop of actor {actor!r} has failed: {reason_of(error)}")
 
     def left_over(self, actor: str, items: Sequence[Any]) -> None:
         """Note which items an actor left behind; those that its bus still has are not lost."""

@@ -391,6 +391,43 @@ def test_what_swallows_its_cancellation_is_named_and_left_behind(
     assert what in error
 
 
+def test_an_on_stop_that_fails_is_named_and_sets_the_exit_code(start: Start) -> None:
+    program = start(
+        """
+        logging.basicConfig(level="WARNING", stream=sys.stdout, format="%(message)s")
+        app = DistributedApplication("memory://", name="plant")
+
+        class Valve(Actor):
+            @on("valve")
+            async def move(self, payload: int) -> None: ...
+
+            async def on_stop(self) -> None:
+                raise ValueError("stuck")
+
+        class Pump(Actor):
+            @on("pump")
+            async def move(self, payload: int) -> None: ...
+
+            async def on_stop(self) -> None: ...
+
+        app.add(Valve)
+        app.add(Pump)
+
+        @app.producer()
+        async def produce(socket: Socket) -> None:
+            app.restart("Valve")
+            app.stop()
+
+        app.run()
+        """
+    )
+    code, said, error = program.end()
+    text = "on_stop of actor 'Valve' has failed: ValueError: stuck"
+    assert code == 1
+    assert said[-1].endswith(f"; given up: {text}")
+    assert error == f"spa_dat: not stopped cleanly: {text}\n"
+
+
 def test_an_embedding_program_ends_although_a_handler_swallows_its_cancellation(
     start: Start,
 ) -> None:
