@@ -28,7 +28,7 @@ from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Delivery, DeliveryState, Envelope
 from ..messaging._bus_connection import BusConnection
 from ..messaging._logged_fields import message_fields
-from ..messaging._middleware import CallOutcome, OutcomeCallbacks
+from ..messaging._middleware import CallOutcome, HandlerCall, OutcomeCallbacks
 from ..messaging._request_deadlocks import CHAIN_HEADER, chain_of
 from ..messaging._sent_replies import error_answer
 from ..messaging._turn import Turn, current_turn
@@ -611,7 +611,9 @@ class DeliveryProcessor:
             error: the last failure; None if it is not known any more.
         """
         if delivery.attempts and not self._is_request(delivery):
-            await self._park(delivery, error or _over(delivery))
+            reason = error or _over(delivery)
+            self._lane.expired(self._call_of(delivery), CallOutcome(reason, "dead-letter"))
+            await self._park(delivery, reason)
         else:
             self.drop(delivery)
 
@@ -628,7 +630,14 @@ class DeliveryProcessor:
                 about=message_fields(delivery),
             )
         self.ended(delivery, "expired")
+        self._lane.expired(self._call_of(delivery), CallOutcome(None, "none"))
         delivery.settle()
+
+    def _call_of(self, delivery: RoutedDelivery) -> Callable[[], HandlerCall]:
+        """Return what makes the call that a message would have got."""
+        lane = self._lane
+        handler = lane.handlers[delivery.route.handler]
+        return MessageScope(lane, handler, delivery, Turn(None, lane.source), None).handler_call
 
     def _is_outage(self, error: BaseException) -> bool:
         return is_outage(error, connected=self._connection.bus.connected)
@@ -637,10 +646,8 @@ class DeliveryProcessor:
         self, delivery: RoutedDelivery, request: Envelope | None, error: DecodeError
     ) -> None:
         lane = self._lane
-        handler = lane.handlers[delivery.route.handler]
-        scope = MessageScope(lane, handler, delivery, Turn(None, lane.source), None)
         then: Literal["answer", "dead-letter"] = "answer" if request else "dead-letter"
-        lane.undecodable(scope.handler_call, CallOutcome(error, then))
+        lane.undecodable(self._call_of(delivery), CallOutcome(error, then))
         delivery.attempts += 1
         self._stats["messages.undecodable"] += 1
         self._lane.failed("payload", error, delivery.envelope)

@@ -99,6 +99,9 @@ class HandlerCaller:
     def undecodable(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
         """Do nothing: there is no middleware to be told of a message that no handler gets."""
 
+    def expired(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
+        """Do nothing, as `undecodable`."""
+
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Return each handler, to be called and awaited without `call`; None where it cannot be."""
         if self._deadline is not None:

@@ -59,6 +59,9 @@ class HandlingLane(ContextOwner, Protocol):
             outcome: why it was not called, and what becomes of the message.
         """
 
+    def expired(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
+        """Tell middleware, if there is any, of a message that has expired; as `undecodable`."""
+
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Return the handlers that can be called and awaited without `invoke`; None for others."""
 

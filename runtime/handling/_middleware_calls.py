@@ -6,7 +6,7 @@ import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Literal
 
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
@@ -57,14 +57,26 @@ class MiddlewareCaller(HandlerCaller):
 
     def undecodable(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
         """Tell the middleware of a message that no handler gets."""
+        self._tell("undecodable", make, outcome)
+
+    def expired(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
+        """Tell the middleware of a message that has expired."""
+        self._tell("expired", make, outcome)
+
+    def _tell(
+        self,
+        what: Literal["undecodable", "expired"],
+        make: Callable[[], HandlerCall],
+        outcome: CallOutcome,
+    ) -> None:
         for middleware in self.middleware:
-            if type(middleware).undecodable is Middleware.undecodable:
+            if getattr(type(middleware), what) is getattr(Middleware, what):
                 continue
             try:
-                middleware.undecodable(make(), outcome)
+                getattr(middleware, what)(make(), outcome)
             except BaseException as error:
                 name = type(middleware).__name__
-                log.error("%s.undecodable has failed", name, exc_info=error)
+                log.error("%s.%s has failed", name, what, exc_info=error)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """As of `HandlerCaller`; None for those that have to be called with `call`."""

@@ -330,6 +330,10 @@ class Lane:
         """See `HandlingLane.undecodable`."""
         self._caller.undecodable(make, outcome)
 
+    def expired(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
+        """See `HandlingLane.expired`."""
+        self._caller.expired(make, outcome)
+
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Return the handlers that can be called and awaited without `invoke`; None for others."""
         return self._caller.direct(instance)

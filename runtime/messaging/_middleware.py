@@ -45,8 +45,9 @@ class CallOutcome:
             - ``apart``: those of a batch are tried again, each on its own.
             - ``answer``: the error is the answer to the request.
             - ``dead-letter``: they are stored as dead letters.
-            - ``none``: nothing. It was a call of a producer, or the actor is being ended; then
-              the bus delivers them again, if it keeps them.
+            - ``none``: nothing. It was a call of a producer; or its message has expired, and is
+              dropped; or the actor is being ended, and the bus delivers them again, if it keeps
+              them.
         wait: seconds until the next attempt; None if there is none.
     """
 
@@ -314,6 +315,18 @@ class Middleware:
             outcome: why it was not made, and what becomes of the message.
         """
 
+    def expired(self, call: HandlerCall, outcome: CallOutcome) -> None:
+        """Learn of a message that no handler gets any more, because it has expired.
+
+        This is for middleware with `handle`, which is not called for such a message. What is raised
+        here is logged.
+
+        Args:
+            call: the call that would have been made.
+            outcome: ``none``, without an error, if the message is dropped; ``dead-letter``, with
+                the last error, if a handler has failed on it before.
+        """
+
     async def stopped(self) -> None:
         """Finish when the application has stopped, for example by flushing a file.
 
@@ -342,6 +355,8 @@ def check_middleware(middleware: object) -> Middleware:
         )
     if inspect.iscoroutinefunction(middleware.undecodable):
         raise ConfigurationError(f"use({name}()): its method undecodable must be 'def'")
+    if inspect.iscoroutinefunction(middleware.expired):
+        raise ConfigurationError(f"use({name}()): its method expired must be 'def'")
     if not handles(middleware) and not publishes(middleware):
         raise ConfigurationError(f"use({name}()): it has neither handle nor publish of its own")
     return middleware

@@ -174,6 +174,13 @@ class Tracing(Middleware):
         if call.topic_filter is not None:
             _end_attempt(self._attempt(call, call.topic_filter), call.attempt, outcome)
 
+    def expired(self, call: HandlerCall, outcome: CallOutcome) -> None:
+        """Make a span of a message that has expired, so that its trace does not just end."""
+        if call.topic_filter is not None:
+            span = self._attempt(call, call.topic_filter)
+            span.add_event("spa_dat.expired", {"spa_dat.attempt": call.attempt})
+            _end_attempt(span, call.attempt, outcome)
+
     def _attempt(self, call: HandlerCall, topic_filter: str) -> Span:
         attributes: dict[str, AttributeValue] = {
             **self._of_bus(call.bus),

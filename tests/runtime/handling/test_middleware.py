@@ -780,6 +780,34 @@ def test_it_learns_of_what_no_handler_gets(caplog: pytest.LogCaptureFixture) -> 
     assert "Undecodable.undecodable has failed" in caplog.text
 
 
+class Expired(Fates):
+    """Notes what has expired."""
+
+    def expired(self, call: HandlerCall, outcome: CallOutcome) -> None:
+        self.note(f"{call.handler} {call.attempt}", outcome)
+        raise ValueError("broken")
+
+
+def test_it_learns_of_what_has_expired(caplog: pytest.LogCaptureFixture) -> None:
+    app, fates = plain(), Expired()
+    app.use(fates)
+
+    @app.application("in")
+    async def work(payload: int) -> None:
+        await asyncio.sleep(10)
+
+    with Harness(app) as harness:
+        harness.publish("in", 1)
+        harness.publish("in", 2, expiry=5.0)
+        harness.publish("in", 3)
+        harness.settle()
+        assert harness.stats["messages.expired"] == 1
+        assert harness.stats["messages.handled"] == 2
+    told = [(about, then) for about, _, then, _ in fates.known if then == "none"]
+    assert told == [("work 1", "none")]
+    assert "Expired.expired has failed" in caplog.text
+
+
 async def test_the_outcome_of_a_call_is_told_when_the_actor_ends() -> None:
     app, fates, begun = make(stop_timeout=0), Fates(), asyncio.Event()
     app.use(fates)

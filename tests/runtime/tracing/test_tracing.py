@@ -218,6 +218,57 @@ def test_what_cannot_be_decoded_is_in_the_trace(spans: Spans) -> None:
     assert events(span) == [("spa_dat.dead-letter", {"spa_dat.attempt": 1})]
 
 
+@pytest.mark.parametrize("batch", [None, (1, 0.1)])
+def test_what_expires_while_it_waits_is_in_the_trace(
+    batch: tuple[int, float] | None, spans: Spans
+) -> None:
+    app = plain(spans)
+
+    async def work(payload: int) -> None:
+        await asyncio.sleep(10)
+
+    async def work_together(payload: list[int]) -> None:
+        await asyncio.sleep(10)
+
+    app.application("in/{name}", batch=batch)(work_together if batch else work)
+
+    with Harness(app) as harness:
+        harness.publish("in/first", 1)
+        harness.publish("in/it", 2, expiry=5.0, headers={"traceparent": PARENT})
+        harness.settle()
+        assert harness.stats["messages.expired"] == 1
+    _, span = spans.named("process in/{name}")
+    if batch is None:
+        assert span.context.trace_id == int(TRACE, 16)
+        assert (span.attributes or {})["messaging.destination.name"] == "in/it"
+    assert "error.type" not in (span.attributes or {})
+    assert span.status.status_code is StatusCode.UNSET
+    assert events(span) == [("spa_dat.expired", {"spa_dat.attempt": 1})]
+
+
+def test_what_expires_between_two_attempts_is_in_the_trace_as_a_dead_letter(spans: Spans) -> None:
+    app = plain(spans)
+
+    @app.application(
+        "in", batch=(1, 0.1), retry=RetryPolicy(attempts=3, first=10.0, hold=100.0, jitter=0.0)
+    )
+    async def work(payload: list[int]) -> None:
+        raise ValueError("no")
+
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        harness.publish("in", 1, expiry=5.0)
+        harness.settle()
+        assert len(harness.dead_letters()) == 1
+    first, last = spans.named("process in")
+    assert events(first)[0][0] == "spa_dat.retry"
+    assert events(last) == [
+        ("spa_dat.expired", {"spa_dat.attempt": 2}),
+        ("spa_dat.dead-letter", {"spa_dat.attempt": 2}),
+    ]
+    assert last.status.status_code is StatusCode.ERROR
+
+
 def test_a_request_lasts_until_its_reply(spans: Spans) -> None:
     app = plain(spans)
 
