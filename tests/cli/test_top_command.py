@@ -17,7 +17,7 @@ from textual.render import measure
 from textual.widgets import DataTable, Static
 
 from spa_dat import DistributedApplication, Reject
-from spa_dat.cli import _top_screen
+from spa_dat.cli import _live_pictures, _top_screen
 from spa_dat.cli._admin_client import AdminClient
 from spa_dat.cli._live_pictures import LiveApplication, LivePicture
 from spa_dat.cli._main import main
@@ -308,6 +308,30 @@ async def test_what_is_no_picture_is_said(
         code = await asyncio.to_thread(main, ["top", f"{host}:{port}", "--json"])
     assert code == 2
     assert "answers what this version does not understand" in capsys.readouterr().err
+
+
+async def test_a_picture_that_is_too_large_is_neither_read_nor_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_live_pictures, "_LARGEST", 2_000_000)
+    right = FAILED % b'"handled": 1'
+    servers = [await answering(right + b" " * (2_000_000 + more - len(right))) for more in (0, 1)]
+    there = [LiveApplication(AdminClient(address_of(server), "")) for server in servers]
+    for application in there:
+        await application.look()
+    fits, too_large = there
+    assert (fits.trouble, fits.name) == (None, "x/0")
+    assert too_large.picture is None
+    said = f"{address_of(servers[1])} answers /live with more than 2 MB, which is too large"
+    assert (too_large.trouble or "").startswith(said)
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+def address_of(server: asyncio.Server) -> str:
+    host, port = server.sockets[0].getsockname()
+    return f"{host}:{port}"
 
 
 @pytest.mark.parametrize(

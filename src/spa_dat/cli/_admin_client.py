@@ -48,17 +48,25 @@ class AdminClient:
         }
 
     def ask(
-        self, method: str, line: str, body: bytes | None = None, *, timeout: float
+        self,
+        method: str,
+        line: str,
+        body: bytes | None = None,
+        *,
+        timeout: float,
+        most: int = _LONGEST,
     ) -> tuple[int, bytes]:
-        """Return the status of the answer and its body, of at most 100 MB.
+        """Return the status of the answer and its body.
 
         Args:
             method: of HTTP.
             line: path and query.
             body: JSON, if there is anything to be sent.
             timeout: seconds to wait for the whole of it.
+            most: bytes that the body may have.
 
         Raises:
+            ConfigurationError: the body is larger; no more than that is read.
             ConnectFailed: nobody answers there.
             Unanswered: not in time.
             NotAuthorised: it asks for another token.
@@ -67,7 +75,7 @@ class AdminClient:
             with connected(self._host, self._port, timeout) as connection:
                 connection.request(method, line, body, headers=dict(self._headers))
                 answer = connection.getresponse()
-                data = answer.read(_LONGEST)
+                data = answer.read(most + 1)
         except TimeoutError as error:
             raise Unanswered(f"{self.where} has not answered for {timeout:g} s") from error
         except (OSError, http.client.HTTPException) as error:
@@ -78,6 +86,11 @@ class AdminClient:
         if answer.status == 401:
             raise NotAuthorised(
                 f"{self.where} requires a token: set {TOKEN_VARIABLE} to the application's"
+            )
+        if len(data) > most:
+            raise ConfigurationError(
+                f"{self.where} answers {escaped(line, 100)} with more than {most // 1_000_000} MB,"
+                " which is too large and is not read"
             )
         return answer.status, data
 

@@ -16,6 +16,8 @@ from ._admin_client import AdminClient
 __all__ = ["LiveActor", "LiveApplication", "LiveConnection", "LiveFailure", "LivePicture"]
 
 _TIMEOUT = 5.0
+# Bytes. A picture is decoded between two key presses: this takes a fraction of a second.
+_LARGEST = 16_000_000
 # Rates are over this many pictures, so that they can be read.
 _PICTURES = 6
 
@@ -140,7 +142,7 @@ class LiveApplication:
         """Return the picture as it came.
 
         Raises:
-            ConfigurationError: something else answers there.
+            ConfigurationError: something else answers there, or the picture is too large.
             ConnectFailed: nobody answers.
             NotAuthorised: the token is another one.
         """
@@ -168,7 +170,7 @@ class LiveApplication:
 
     async def _asked(self, method: str, line: str, body: bytes | None = None) -> bytes:
         status, data = await asyncio.to_thread(
-            self._client.ask, method, line, body, timeout=_TIMEOUT
+            self._client.ask, method, line, body, timeout=_TIMEOUT, most=_LARGEST
         )
         if status != 200:
             raise self._client.refusal(status, data)
