@@ -14,9 +14,10 @@ import msgspec
 from ..._logs import get_logger
 from ..._texts import describe, escaped, quoted
 from ...errors import ConfigurationError, SpaDatError
-from ...transports import Delivery, Replayed, named_topic
+from ...transports import Delivery, KafkaConfig, Replayed, named_topic
 from ..hosting._actor_runner import ActorRunner
 from ..messaging._bus_connection import BusConnection
+from ..messaging._letter_index import LetterIndex
 from ..messaging._letter_reader import stored_letters
 from ..messaging._stored_letter import LetterFilter, StoredLetter
 from ..routing._routed_deliveries import Route
@@ -100,6 +101,8 @@ class DeadLetters:
         # was read of it may be out of date when somebody else is done with it.
         self._claimed: dict[str, None] = {}
         self._replayed: Counter[str] = Counter()
+        # Of clusters, by their addresses.
+        self._indexes: dict[str, LetterIndex] = {}
 
     async def stored(
         self, wanted: LetterFilter = _ALL, *, bus: str | None = None
@@ -138,10 +141,23 @@ class DeadLetters:
         """
         with self._reading():
             for connection in self._connections(bus):
-                found = stored_letters(connection.provider, self._owner, name, since=since)
-                async with contextlib.aclosing(found):
-                    async for letter in found:
-                        return connection.provider.address, letter
+                found = await self._found(connection, name, since)
+                if found is not None:
+                    return connection.provider.address, found
+        return None
+
+    async def _found(
+        self, connection: BusConnection, name: str, since: float | None
+    ) -> StoredLetter | None:
+        config, address = connection.provider.config, connection.provider.address
+        if isinstance(config, KafkaConfig):
+            if address not in self._indexes:
+                self._indexes[address] = LetterIndex(config, self._owner)
+            return await self._indexes[address].find(name, since)
+        letters = stored_letters(connection.provider, self._owner, name)
+        async with contextlib.aclosing(letters):
+            async for letter in letters:
+                return letter
         return None
 
     async def replay(
@@ -187,6 +203,8 @@ class DeadLetters:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for index in self._indexes.values():
+            index.forget()
 
     @property
     def _owner(self) -> str:

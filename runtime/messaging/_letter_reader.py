@@ -24,23 +24,17 @@ from ...transports import (
 )
 from ._stored_letter import StoredLetter
 
-__all__ = ["stored_letters"]
+__all__ = ["no_letters", "stored_letters"]
 
 # No broker says when it has sent all retained messages.
 _QUIET = 1.0
 _QUIET_IN_MEMORY = 0.05
-# In milliseconds, as logs have times. Whoever asks for a letter may say any.
-_LATEST = 1e15
 # Topics that are filters as they are.
 _PLAIN = re.compile(r"[A-Za-z0-9_/.~%-]+")
 
 
 async def stored_letters(
-    provider: SocketProvider,
-    application: str,
-    name: str | None = None,
-    *,
-    since: float | None = None,
+    provider: SocketProvider, application: str, name: str | None = None
 ) -> AsyncGenerator[StoredLetter, None]:
     """Yield the dead letters that a bus keeps for an application, one by one.
 
@@ -50,8 +44,6 @@ async def stored_letters(
         provider: the bus.
         application: its name.
         name: of the only letter that is wanted; None for all.
-        since: a time in seconds since 1970 (UTC); where a log of letters can be read from there on,
-            nothing older comes.
 
     Raises:
         TransportError: the bus cannot be used.
@@ -60,7 +52,7 @@ async def stored_letters(
     """
     config = provider.config
     if isinstance(config, KafkaConfig):
-        found = _in_topic(config, application, name, since)
+        found = _in_topic(config, application, name)
     else:
         found = _retained(provider, application, name)
     async with contextlib.aclosing(found):
@@ -71,8 +63,16 @@ async def stored_letters(
 # Where they are records of a topic.
 
 
+def no_letters(application: str, address: str) -> UnknownTopic:
+    """Return the error for an application that no topic for letters was made for."""
+    return UnknownTopic(
+        f"there are no dead letters of an application {application!r} at {address}: it has never"
+        " been there"
+    )
+
+
 async def _in_topic(
-    config: KafkaConfig, application: str, name: str | None, since: float | None
+    config: KafkaConfig, application: str, name: str | None
 ) -> AsyncGenerator[Envelope, None]:
     """Yield the records that stand for letters which are still there.
 
@@ -84,15 +84,12 @@ async def _in_topic(
 
     wanted = None if name is None else named_topic(application, name)
     filters = [dead_letter_filter(application)]
-    beginning = 0 if since is None else int(max(0.0, min(since * 1000, _LATEST)))
     # By a hash of the topic of each letter: where its latest version is. A stranger who finds two
     # with one hash hides a letter of somebody who let them write there.
     latest: dict[int, tuple[int | None, int | None]] = {}
     for first in (True, False):
         try:
-            async with contextlib.aclosing(
-                read_history(config, filters, since=beginning)
-            ) as history:
+            async with contextlib.aclosing(read_history(config, filters, since=0)) as history:
                 async for _, envelope in history:
                     topic = envelope.topic
                     if wanted is not None and topic != wanted:
@@ -106,10 +103,7 @@ async def _in_topic(
                     else:
                         latest[hash(topic)] = place
         except UnknownTopic as error:
-            raise UnknownTopic(
-                f"there are no dead letters of an application {application!r} at {config.address}:"
-                " it has never been there"
-            ) from error
+            raise no_letters(application, config.address) from error
         if not latest:
             return
 

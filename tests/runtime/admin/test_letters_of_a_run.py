@@ -11,17 +11,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from spa_dat import Actor, DistributedApplication, Overflow, Reject, RestartPolicy, on
+from spa_dat import Actor, DistributedApplication, Overflow, Reject, RestartPolicy, RetryPolicy, on
 from spa_dat.errors import ConnectFailed, ConnectionLost
 from spa_dat.runtime.admin import _letter_pages
 from spa_dat.runtime.admin._dead_letters import DeadLetters
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.application._lifecycle import Run
+from spa_dat.runtime.messaging._letter_index import LetterIndex
 from spa_dat.runtime.messaging._letter_reader import stored_letters
 from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from spa_dat.testing import Mosquitto, Proxy
-from spa_dat.transports import Envelope, SocketProviderFactory
+from spa_dat.transports import Envelope, KafkaConfig, SocketProviderFactory
+from spa_dat.transports.kafka.consuming import _history
 from support.memory import Site
+from support.simulated import SERVER, world
 from support.waiting import eventually
 
 REPLY_TO = "_spa/reply/dlq-1/00/11"
@@ -419,8 +422,106 @@ async def test_a_list_is_bounded_also_in_its_size(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("since", [1e308, -1e308])
 async def test_a_log_is_asked_for_whatever_time_somebody_says(since: float) -> None:
     provider = SocketProviderFactory.from_url("kafka://127.0.0.1:1?start_timeout=1")
+    assert isinstance(provider.config, KafkaConfig)
+    index = LetterIndex(provider.config, "app")
     with pytest.raises(ConnectFailed):
-        await anext(stored_letters(provider, "app", "x", since=since))
+        await index.find("x", since)
+    index.forget()
+
+
+class Letters:
+    """An application on a simulated Kafka cluster whose actor fails until it is mended.
+
+    Attributes:
+        read: how many records were read of the topic of its dead letters.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read = 0
+        self.mended = False
+        self.app = DistributedApplication(f"kafka://{SERVER}?create_topics=all", name="plant")
+        decoded = _history._Reading.decoded
+
+        def counted(reading: _history._Reading, record: Any) -> Envelope | None:
+            self.read += 1
+            return decoded(reading, record)
+
+        monkeypatch.setattr(_history._Reading, "decoded", counted)
+
+        @self.app.application("jobs", retry=RetryPolicy(attempts=1))
+        async def oven(payload: int) -> None:
+            if not self.mended:
+                raise Reject("too hot")
+
+    async def fail(self, numbers: range) -> None:
+        before = self.app.stats["dead_letters.stored"]
+        for number in numbers:
+            await self.app.socket().publish("jobs", number)
+        await eventually(
+            lambda: self.app.stats["dead_letters.stored"] == before + len(numbers), 60.0
+        )
+
+    async def stored(self) -> list[StoredLetter]:
+        found = run_of(self.app).dead_letters.stored()
+        return [letter async for _, letter in found]
+
+
+@pytest.mark.virtual
+async def test_replaying_all_letters_on_kafka_reads_their_topic_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 100
+    with world():
+        plant = Letters(monkeypatch)
+        async with plant.app:
+            await plant.fail(range(count))
+            letters, stored = run_of(plant.app).dead_letters, await plant.stored()
+            assert len(stored) == count
+            plant.mended, plant.read = True, 0
+            for letter in stored:
+                done = await letters.replay(letter.name, since=letter.stored)
+                assert done.outcome == "handled"
+            # Each of them, what took it back, and it alone.
+            assert plant.read <= 3 * count
+            assert await plant.stored() == []
+            assert (await letters.replay(stored[0].name)).outcome == "missing"
+
+
+@pytest.mark.virtual
+async def test_letters_on_kafka_are_found_whatever_has_happened_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with world() as here:
+        plant = Letters(monkeypatch)
+        async with plant.app:
+            await plant.fail(range(3))
+            letters, (first, second, third) = run_of(plant.app).dead_letters, await plant.stored()
+            # Again in its place, which is another one in the topic.
+            assert (await letters.replay(third.name, since=third.stored)).outcome == "failed"
+            found = await letters.show(third.name)
+            assert found is not None
+            assert found[1].replays == 1
+            # It is older than what was read.
+            assert (await letters.discard(first.name)).outcome == "discarded"
+            # By somebody else.
+            (connection,) = run_of(plant.app).connections
+            await connection.bus.unpark(second.envelope, timeout=10)
+            assert (await letters.replay(second.name)).outcome == "missing"
+            await plant.fail(range(3, 4))
+            third, fourth = sorted(await plant.stored(), key=lambda one: one.stored or 0)
+            # It is forgotten after a while, and read again.
+            plant.read = 0
+            await asyncio.sleep(1000)
+            assert await letters.show(fourth.name) is not None
+            assert plant.read > 1
+            plant.mended = True
+            assert (await letters.replay(fourth.name, since=fourth.stored)).outcome == "handled"
+            assert await letters.show(third.name) is not None
+            # What is there now is another topic.
+            name = "_spa.dead-letter.plant"
+            here.cluster.delete_topic(name)
+            here.cluster.create_topic(name)
+            assert await letters.show(third.name) is None
 
 
 @pytest.mark.mosquitto

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiokafka.errors as kafka
 from aiokafka import AIOKafkaConsumer
@@ -30,7 +31,7 @@ from ._start_positions import first_since
 from ._unreadable_guard import PartitionGuard
 from ._unreadable_reports import Troubles
 
-__all__ = ["read_history"]
+__all__ = ["read_history", "read_on", "read_record"]
 
 _CLIENT = "spa-dat-history"
 _WAIT = 200
@@ -38,6 +39,10 @@ _STOP_TIMEOUT = 3.0
 # Something of each partition is in memory, and a topic may have a thousand of them. A larger record
 # still comes, alone.
 _FETCHED_OF_A_PARTITION = 65_536
+
+_Offsets: TypeAlias = Mapping[TopicPartition, int]
+# From the ends of all partitions: where to begin in each, and where to end.
+_Bounds: TypeAlias = Callable[[Any, _Offsets], Awaitable[tuple[_Offsets, _Offsets]]]
 
 
 async def read_history(
@@ -62,6 +67,84 @@ async def read_history(
         ConnectFailed: no connection, or nothing comes any more.
         TransportError: a partition cannot be read.
     """
+
+    async def times(consumer: Any, ends: _Offsets) -> tuple[_Offsets, _Offsets]:
+        begins = await first_since(consumer, ends, since)
+        if until is None:
+            return begins, ends
+        found = await first_since(consumer, ends, until)
+        return begins, {place: min(end, found[place]) for place, end in ends.items()}
+
+    async with contextlib.aclosing(_read(config, filters, times)) as records:
+        async for found in records:
+            yield found
+
+
+async def read_on(
+    config: KafkaConfig, filter_: str, *, since: int, read: dict[int, int]
+) -> AsyncGenerator[Envelope, None]:
+    """Yield what has come to a topic since it was last read, or what it holds the first time.
+
+    Args:
+        config: the configuration.
+        filter_: plain, for one topic.
+        since: as for `read_history`; for partitions that were not read before.
+        read: by partition, the offset to go on from. It has the new ones when all was read. One
+            that is less than before is that of a topic that was recreated, of which that partition
+            was read from its start.
+
+    Raises:
+        ConfigurationError, UnknownTopic, NotAuthorised, TransportError: as `read_history`.
+    """
+    reached: dict[int, int] = {}
+
+    async def rest(consumer: Any, ends: _Offsets) -> tuple[_Offsets, _Offsets]:
+        reached.update({place.partition: end for place, end in ends.items()})
+        new = {place: end for place, end in ends.items() if place.partition not in read}
+        begins = dict(await first_since(consumer, new, since))
+        for place in ends.keys() - new.keys():
+            before = read[place.partition]
+            begins[place] = before if before <= ends[place] else 0
+        return begins, ends
+
+    async with contextlib.aclosing(_read(config, [filter_], rest)) as records:
+        async for _, envelope in records:
+            yield envelope
+    read.update(reached)
+
+
+async def read_record(
+    config: KafkaConfig, filter_: str, partition: int, offset: int
+) -> Envelope | None:
+    """Return the message of one record of a topic; None if it is not there any more.
+
+    Args:
+        config: the configuration.
+        filter_: plain, for one topic.
+        partition: where it is.
+        offset: likewise.
+
+    Raises:
+        ConfigurationError, UnknownTopic, NotAuthorised, TransportError: as `read_history`.
+    """
+
+    async def one(consumer: Any, ends: _Offsets) -> tuple[_Offsets, _Offsets]:
+        wanted = {
+            place: offset
+            for place, end in ends.items()
+            if place.partition == partition and offset < end
+        }
+        return {**ends, **wanted}, {**ends, **dict.fromkeys(wanted, offset + 1)}
+
+    async with contextlib.aclosing(_read(config, [filter_], one)) as records:
+        async for _, envelope in records:
+            return envelope
+    return None
+
+
+async def _read(
+    config: KafkaConfig, filters: Sequence[str], bounds: _Bounds
+) -> AsyncGenerator[tuple[float, Envelope], None]:
     check_libraries()
     names = Names(config)
     selection = names.selection(filters)
@@ -76,7 +159,7 @@ async def read_history(
             async with asyncio.timeout(config.start_timeout):
                 await consumer.start()
                 guard.start()
-                spans = await _spans(consumer, config, selection, filters, since, until)
+                spans = await _spans(consumer, config, selection, filters, bounds)
         except Exception as error:  # noqa: BLE001 (whatever the library raises)
             problem = connect_problem(error, config.address, config.login.username)
             raise problem.error from (None if problem.error is error else error)
@@ -109,8 +192,7 @@ async def _spans(
     config: KafkaConfig,
     selection: Selection,
     filters: Sequence[str],
-    since: int,
-    until: int | None,
+    bounds: _Bounds,
 ) -> dict[TopicPartition, int]:
     """Go to the beginning in each partition that has something; return where they end."""
     cluster = await client_of(consumer).fetch_all_metadata()
@@ -128,11 +210,7 @@ async def _spans(
     if not places:
         wanted = ", ".join(map(repr, filters))
         raise ConfigurationError(f"no topic at {config.address} matches {wanted}")
-    ends = await consumer.end_offsets(places)
-    begins = await first_since(consumer, ends, since)
-    if until is not None:
-        found = await first_since(consumer, ends, until)
-        ends = {place: min(end, found[place]) for place, end in ends.items()}
+    begins, ends = await bounds(consumer, await consumer.end_offsets(places))
     spans = {place: ends[place] for place in places if begins[place] < ends[place]}
     if spans:
         consumer.assign([*spans])
