@@ -210,6 +210,8 @@ async def _spans(
     if not places:
         wanted = ", ".join(map(repr, filters))
         raise ConfigurationError(f"no topic at {config.address} matches {wanted}")
+    # Otherwise the client finds out that it does not know them, and waits before it asks.
+    await client_of(consumer).set_topics(sorted({place.topic for place in places}))
     begins, ends = await bounds(consumer, await consumer.end_offsets(places))
     spans = {place: ends[place] for place in places if begins[place] < ends[place]}
     if spans:
