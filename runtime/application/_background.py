@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from ..._logs import log_error
@@ -20,6 +20,8 @@ __all__ = ["Background"]
 
 # Seconds that a new thread takes to begin, at most.
 _MOMENT = 5.0
+# Seconds until a start notices Ctrl-C, at most.
+_INTERRUPT = 0.5
 
 
 class Background:
@@ -59,6 +61,10 @@ class Background:
             )
         try:
             self._thread.start()
+            # Python notices a signal that another thread got, or that came just before a wait, only
+            # once it is over.
+            while not self._started.done():
+                wait([self._started], timeout=_INTERRUPT)
             self._started.result()
         except BaseException:
             # It may be Ctrl-C, at any point of the start.

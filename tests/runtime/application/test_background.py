@@ -135,6 +135,23 @@ def test_an_interrupt_during_the_start_ends_it() -> None:
     assert "spa_dat background" not in threads()
 
 
+def test_an_interrupt_that_another_thread_gets_during_the_start_ends_it() -> None:
+    app = DistributedApplication("memory://", name="background", stop_timeout=0.1)
+
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        await asyncio.sleep(1000)
+        yield
+
+    @app.application("slow", ressources={"slow": slow})
+    async def handler(payload: int, slow: None) -> None: ...
+
+    with pytest.raises(KeyboardInterrupt), app:
+        pytest.fail("it has not started")
+    assert "spa_dat background" not in threads()
+
+
 def test_an_interrupt_while_the_thread_begins_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     app = DistributedApplication("memory://", name="background", stop_timeout=0.1)
     start = threading.Thread.start
