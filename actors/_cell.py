@@ -108,6 +108,8 @@ class Cell(Generic[A]):
         owner: its actor system.
         guard: decides who may cancel its task.
         failures: how many messages have failed with nobody waiting for the answer.
+        alias: returns the name that it goes by while it handles the current message; None for its
+            own.
     """
 
     __slots__ = (
@@ -123,6 +125,7 @@ class Cell(Generic[A]):
         "_stopped",
         "_urn",
         "actor_class",
+        "alias",
         "discard",
         "ended_with",
         "failures",
@@ -148,6 +151,7 @@ class Cell(Generic[A]):
         receive: Callable[[A, Any], Awaitable[None]] | None,
         leftover: Callable[[list[Any]], None] | None,
         stopped: Callable[[], None] | None,
+        alias: Callable[[], str] | None = None,
     ) -> None:
         self.owner = owner
         self._factory: Callable[[], A] | None = factory
@@ -166,6 +170,7 @@ class Cell(Generic[A]):
         self._pykka_stops: list[ActorFuture] | None = None
         self._urn: str | None = None
         self.failures = 0
+        self.alias = alias
         self.name = name
         self.mailbox = mailbox
         self.ref: ActorRef[A] = ActorRef(self)
@@ -182,7 +187,8 @@ class Cell(Generic[A]):
     @property
     def address(self) -> str:
         """The name, preceded by the system's name if it has one."""
-        return f"{self.owner.name}/{self.name}" if self.owner.name else self.name
+        name = self.name if self.alias is None else self.alias()
+        return f"{self.owner.name}/{name}" if self.owner.name else name
 
     @property
     def urn(self) -> str:

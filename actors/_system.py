@@ -81,6 +81,7 @@ class ActorSystem:
         receive: Callable[[A, Any], Awaitable[None]] | None = None,
         leftover: Callable[[list[Any]], None] | None = None,
         stopped: Callable[[], None] | None = None,
+        alias: Callable[[], str] | None = None,
         register_globally: bool = False,
     ) -> ActorRef[A]:
         """Start an actor on the running event loop. Messages can be sent to it at once.
@@ -98,6 +99,8 @@ class ActorSystem:
                 get to before it stopped, in order.
             stopped: called once when it has ended because somebody stopped it, and not
                 because it was cancelled or given up.
+            alias: returns the name by which chains and errors call it at the moment, in place of
+                ``name``: what is at work in it changes with each message.
             register_globally: also enter it in pykka's process-wide registry.
 
         Raises:
@@ -111,7 +114,7 @@ class ActorSystem:
             problem = "is empty" if not name else "is taken by a running actor"
             raise ConfigurationError(f"actor name {name!r} {problem}; choose another one")
         box = Mailbox() if mailbox is None else mailbox
-        cell = Cell(self, name, box, factory, restart, receive, leftover, stopped)
+        cell = Cell(self, name, box, factory, restart, receive, leftover, stopped, alias)
         self._cells[name] = cell
         if register_globally:
             self._global[name] = cell.ref

@@ -131,7 +131,13 @@ class HarnessBase:
             for envelope, payload in zip(envelopes, payloads, strict=True)
         ]
 
-    def state(self, actor: str, application: DistributedApplication | None = None) -> Any:
+    def state(
+        self,
+        actor: str,
+        application: DistributedApplication | None = None,
+        *,
+        key: str | None = None,
+    ) -> Any:
         """Return the state that an actor has, or had last.
 
         For an actor class without ``state`` that is its instance; for an actor with several lanes
@@ -140,11 +146,46 @@ class HarnessBase:
         Args:
             actor: the name of the actor.
             application: its application; None for the first one that has such an actor.
+            key: for an actor with ``per``, the key whose state is wanted.
 
         Raises:
-            ConfigurationError: there is no such actor; the text names those there are.
+            ConfigurationError: there is no such actor, the text names those there are; or ``key``
+                has no state, or is missing, or the actor has none.
         """
-        return self._core.state(actor, application)
+        return self._core.state(actor, application, key)
+
+    def keys(self, actor: str, application: DistributedApplication | None = None) -> list[str]:
+        """Return the keys that have a state, in the order in which they first had one.
+
+        Args:
+            actor: the name of an actor with ``per``.
+            application: its application; None for the first one that has such an actor.
+
+        Raises:
+            ConfigurationError: there is no such actor, or it has no ``per``.
+        """
+        return self._core.keys(actor, application)
+
+    def passivate(
+        self,
+        actor: str,
+        key: str | None = None,
+        application: DistributedApplication | None = None,
+    ) -> None:
+        """Have states of keys go as soon as time passes, as ``hot=`` and ``idle=`` do.
+
+        Those stay in which something waits, runs, or is not settled.
+
+        Args:
+            actor: the name of an actor with ``per``.
+            key: the key whose state is to go; None for all.
+            application: its application; None for the first one that has such an actor.
+
+        Raises:
+            ConfigurationError: there is no such actor, or it has no ``per``; or ``key`` has no
+                state.
+        """
+        self._core.passivate(actor, key, application)
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return the messages that were given up, oldest first."""

@@ -12,6 +12,8 @@ import msgspec
 
 from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication, runs_of
+from ..runtime.hosting._keyed_host import KeyedHost
+from ..runtime.hosting._keyed_mailbox import KeyCell
 from ..runtime.hosting._lane import Lane
 from ..runtime.messaging._bus_connection import BusConnection
 from ..runtime.messaging._outgoing_message import OutgoingMessage
@@ -40,6 +42,7 @@ NAME = "harness"
 NO_MORE = "the harness is not in use any more: its block was left, or the test is over"
 """The error text for using it afterwards."""
 _SOURCE = f"{NAME}/0/test"
+_MOST_NAMED = 10
 _PLAIN = Decoder.of(Any)
 _TEXT = Decoder.of(str)
 
@@ -253,13 +256,58 @@ class HarnessCore:
             f"there is no actor {actor!r}; there are: {', '.join(names) or 'none'}"
         )
 
-    def state(self, actor: str, application: DistributedApplication | None) -> Any:
+    def _host(self, actor: str, application: DistributedApplication | None) -> KeyedHost:
+        host = self.lanes(actor, application)[0].runner.keyed
+        if host is None:
+            raise ConfigurationError(f"actor {actor!r} has no per=, so it has no keys")
+        return host
+
+    def _cell(self, host: KeyedHost, key: str) -> KeyCell:
+        cell = host.mailbox.cells.get(key)
+        if cell is None or not cell.active:
+            known = [repr(other) for other in _active(host)[:_MOST_NAMED]]
+            raise ConfigurationError(
+                f"key {key!r} of actor {host.actor_name!r} has no state; of {host.keys} keys the"
+                f" first are: {', '.join(known) or 'none'}"
+            )
+        return cell
+
+    def keys(self, actor: str, application: DistributedApplication | None) -> list[str]:
+        """See `HarnessBase.keys`."""
+        return _active(self._host(actor, application))
+
+    def passivate(
+        self, actor: str, key: str | None, application: DistributedApplication | None
+    ) -> None:
+        """See `HarnessBase.passivate`."""
+        host = self._host(actor, application)
+        for one in _active(host) if key is None else [key]:
+            self.soon(_let_go, host, self._cell(host, one))
+
+    def state(self, actor: str, application: DistributedApplication | None, key: str | None) -> Any:
         """See `HarnessBase.state`."""
+        if key is not None:
+            host = self._host(actor, application)
+            cell = self._cell(host, key)
+            return cell.instance if host.options.state is None else host.state_of(cell)
+        if self.lanes(actor, application)[0].runner.keyed is not None:
+            raise ConfigurationError(
+                f"actor {actor!r} has a state for each key: give key=, one of keys({actor!r})"
+            )
         states = [
             lane.state if lane.options.state is not None else lane.latest_instance
             for lane in self.lanes(actor, application)
         ]
         return states[0] if len(states) == 1 else states
+
+
+def _active(host: KeyedHost) -> list[str]:
+    return [key for key, cell in host.mailbox.cells.items() if cell.active]
+
+
+def _let_go(host: KeyedHost, cell: KeyCell) -> None:
+    if cell.at_rest:
+        host.let_go(cell)
 
 
 def _cut(bus: HarnessBus, client: str, lose_session: bool) -> None:

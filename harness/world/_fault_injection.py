@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...runtime.hosting._batch_source import BatchSource
+from ...runtime.hosting._keyed_lane import KeyedSource
 from ...runtime.hosting._lane import Lane
 from ...transports import Delivery
 
@@ -63,7 +64,7 @@ class FaultInjector:
         """Crash an actor; it starts again with the message that it was working on."""
         unfinished: Sequence[Delivery] = ()
         work = self._world.monitor.work_of(lane)
-        if isinstance(lane.work_source, BatchSource):
+        if isinstance(lane.work_source, BatchSource | KeyedSource):
             unfinished = lane.work_source.current
         elif work is not None and isinstance(work.item, Delivery):
             unfinished = (work.item,)

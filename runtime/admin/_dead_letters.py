@@ -306,7 +306,7 @@ class DeadLetters:
     def _cannot_take(self, runner: ActorRunner) -> str | None:
         """Return why nothing is replayed to an actor now; None if it can be."""
         name = runner.name
-        if all(lane.mailbox.closed for lane in runner.lanes):
+        if all(mailbox.closed for mailbox in runner.mailboxes):
             return f"actor {name!r} could not start again, and stays stopped"
         if name in self._run.controls.paused:
             return f"actor {name!r} is paused: resume it first"

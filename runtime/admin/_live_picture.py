@@ -183,7 +183,7 @@ class LivePicture:
             "latency": figures.times.latency(),
             "mailbox": health.mailbox,
             "mailbox_bytes": health.mailbox_bytes,
-            "mailbox_limit": options.mailbox * len(actor.lanes),
+            "mailbox_limit": options.mailbox * len(actor.mailboxes),
             "window": actor.window if actor.spec.filters else None,
             "in_work": health.in_work,
             "attempts": health.attempts,

@@ -84,7 +84,7 @@ class HealthReport:
         ages = [self._ages.age(tracker, now) for tracker in trackers]
         lags = (router.lag for router in self._routers(actor))
         known = [number for number in lags if number is not None]
-        waiting = [item for lane in actor.lanes for item in lane.mailbox.waiting()]
+        waiting = [item for mailbox in actor.mailboxes for item in mailbox.waiting()]
         in_process = actor.options.placement == "process"
         return ActorHealth(
             name=actor.name,

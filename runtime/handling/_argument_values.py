@@ -57,7 +57,7 @@ class ProducerScope:
     @property
     def context(self) -> Context:
         """The context of this attempt."""
-        return Context(self._owner, attempt=self._attempt, deadline=self._deadline)
+        return Context(self._owner.context_owner, attempt=self._attempt, deadline=self._deadline)
 
     @property
     def state(self) -> Any:

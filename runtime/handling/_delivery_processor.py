@@ -39,7 +39,7 @@ from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
 from ._argument_values import MessageScope
 from ._dead_letter_store import DeadLetterStore
-from ._failures_and_retries import SHORTEST_PAUSE, Pauses, as_failure, is_outage, log_failure
+from ._failures_and_retries import SHORTEST_PAUSE, as_failure, is_outage, log_failure
 from ._settlement import Settlements
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class DeliveryProcessor:
         self._environment = connection.surroundings.environment
         self._now = connection.loop.time
         self._retry = lane.options.retry
-        self._pauses = Pauses()
+        self._pauses = lane.pauses
         self._told_unsent = False
         self._dead_letters = DeadLetterStore(lane, connection, self._pauses, self._retry.first)
         self.settlements = Settlements(

@@ -14,6 +14,7 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import ActorOptions
 from ..registration._specs import Handler
+from ._failures_and_retries import Pauses
 
 if TYPE_CHECKING:
     from ._argument_values import ProducerScope
@@ -29,9 +30,14 @@ class HandlingLane(ContextOwner, Protocol):
     log: LimitedLog
     max_received: int
     options: ActorOptions
+    pauses: Pauses
     socket: Socket
     source: str
     sync_socket: SyncSocket
+
+    @property
+    def context_owner(self) -> ContextOwner:
+        """Whose contexts its handlers get."""
 
     @property
     def resources(self) -> Mapping[str, Any]:

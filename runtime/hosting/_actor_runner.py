@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping
 from contextvars import Context
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ...actors import ActorSystem, RestartPolicy
+from ...actors import ActorSystem, Mailbox, RestartPolicy
 from ...transports import Envelope, TopicFilter
 from ..diagnostics._unclean_stop import GivenUp
 from ..messaging._bus_connection import BusConnection
@@ -21,6 +21,9 @@ from ._application_settings import Settings
 from ._gather import wait_for_each
 from ._lane import Lane
 from ._producer import CallSource
+
+if TYPE_CHECKING:
+    from ._keyed_host import KeyedHost
 
 __all__ = ["ActorRunner", "ApplicationRun"]
 
@@ -70,6 +73,7 @@ class ActorRunner:
         place: which of several processes of the actor this is, as the end of the names of its
             lanes; empty for the only one.
         lanes: its lanes, as many as ``concurrency`` says.
+        keyed: the host of its keys, if it has a state for each; else None.
         calls: the calls of a producer; None for an actor that reacts to messages.
         required_resources: the resources that must be open before it is spawned.
         measurements: those of the application; None if nothing is measured.
@@ -102,7 +106,8 @@ class ActorRunner:
         self._stop: asyncio.Future[None] | None = None
         self.runtime = RuntimeSubscription(self, run.system, connection.surroundings.stats)
         required = RequiredResources(f"actor {self.name!r}", options.ressources)
-        lanes = options.concurrency
+        lanes = options.lanes
+        self.keyed: KeyedHost | None = None
         self.lanes: tuple[Lane, ...] = ()
         if options.placement == "process":
             # Only who needs them pays for the modules.
@@ -110,7 +115,14 @@ class ActorRunner:
 
             self.lanes = process_lanes(self, run.resources)
             lanes *= options.processes
-        if self.lanes:
+        if options.per is not None:
+            # Only who needs them pays for the modules.
+            from ._keyed_host import KeyedHost
+
+            self.keyed = KeyedHost(self)
+            self.lanes = self.keyed.lanes
+            self.required_resources = required
+        elif self.lanes:
             # They are opened where they are used.
             self.required_resources = required._replace(resources={})
         elif lanes > 1:
@@ -127,7 +139,7 @@ class ActorRunner:
 
     def check_filter(self, filter_: TopicFilter) -> None:
         """Raise ConfigurationError if the actor cannot take messages from a further filter."""
-        if self.options.key is not None or len(self.lanes) > 1:
+        if self.keyed or self.options.key is not None or len(self.lanes) > 1:
             self.spec.message_key.check_filter(filter_)
 
     def route(self, router: Router, handler: int, filter_: TopicFilter) -> Route:
@@ -139,6 +151,8 @@ class ActorRunner:
 
             system = system_of(self.connection.provider.address)
             series = self.measurements.series(self.name, filter_.text, system)
+        if self.keyed is not None:
+            return Route(router, self.keyed, handler, filter_, series=series)
         routes = tuple(
             Route(router, lane, handler, filter_, tally=lane.tallies.of(filter_), series=series)
             for lane in self.lanes
@@ -155,6 +169,13 @@ class ActorRunner:
     # What the run uses.
 
     @property
+    def mailboxes(self) -> tuple[Mailbox, ...]:
+        """Where its deliveries wait: one mailbox for each lane, or one for all keys."""
+        if self.keyed is not None:
+            return (self.keyed.mailbox,)
+        return tuple(lane.mailbox for lane in self.lanes)
+
+    @property
     def trouble(self) -> str | None:
         """What prevents messages from being received or handled; None if nothing does."""
         return self.runtime.trouble or next(
@@ -164,6 +185,8 @@ class ActorRunner:
     def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
         """Begin to start all lanes; `Lane.started` waits until a lane is up."""
         refs = [lane.spawn(restart, resources) for lane in self.lanes]
+        if self.keyed is not None:
+            self.keyed.spawned(restart, resources)
         self.spec.started(tuple(ref for ref in refs if ref is not None))
 
     def begin(self) -> None:
@@ -176,6 +199,8 @@ class ActorRunner:
     def stop_attempts(self) -> None:
         """Start no further attempt at a message, and run no scheduled call."""
         self.runtime.stop_intake()
+        if self.keyed is not None:
+            self.keyed.stop_timers()
         for lane in self.lanes:
             lane.stop_attempts()
 
@@ -189,9 +214,13 @@ class ActorRunner:
         return asyncio.shield(self._stop)
 
     async def _finish(self, deadline: float) -> None:
+        if self.keyed is not None:
+            self.keyed.stop()
         try:
             await wait_for_each(lane.finish(deadline) for lane in self.lanes)
         finally:
+            if self.keyed is not None:
+                self.run.given_up.left_over(self.name, self.keyed.close())
             await self.runtime.close()
             self.spec.started(())
         if self.calls is not None:

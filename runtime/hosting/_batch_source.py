@@ -49,7 +49,7 @@ class BatchSource:
             seconds,
             self._ready,
             # While no lane has that much, there is still room in the window.
-            size_bytes=max(1, lane.runner.window_bytes // options.concurrency),
+            size_bytes=max(1, lane.runner.window_bytes // options.lanes),
             capacity=options.mailbox,
             overflow=options.overflow,
             key=replaced_by_key(lane),

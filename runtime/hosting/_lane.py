@@ -16,7 +16,9 @@ from ...actors import Actor, ActorRef, RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Delivery, Envelope
 from ..handling._argument_values import ProducerScope
+from ..handling._failures_and_retries import Pauses
 from ..handling._handler_calls import HandlerCaller, RunningCode
+from ..injection._handler_context import ContextOwner
 from ..messaging._middleware import CallOutcome, HandlerCall
 from ..messaging._request_deadlocks import CHAIN_HEADER, circle_of
 from ..messaging._socket import Socket
@@ -57,11 +59,15 @@ class Lane:
         generation: a new object with each new instance, and when a thread is given up.
         measurements: those of the application; None if nothing is measured.
         tallies: how many messages it has finished with.
+        pauses: the waits between attempts.
+        alias: returns the name of what it works for at the moment; None if that is its own.
 
     Args:
         runner: the runner of its actor.
         number: which of several lanes it is; None if it is the only one.
     """
+
+    alias: Callable[[], str] | None = None
 
     def __init__(self, runner: ActorRunner, number: int | None = None) -> None:
         spec, connection = runner.spec, runner.connection
@@ -82,10 +88,10 @@ class Lane:
         self.environment = surroundings.environment
         self.stats = surroundings.stats
         self.max_received = connection.max_received
-        log = get_logger(ACTOR_LOG)
-        self.users_log: logging.LoggerAdapter[logging.Logger] = ActorLog(log.logger, self.source)
-        # Which of several actors on one topic has failed must show in any logging format.
-        self.log = LimitedLog(log, {**origin_of(self.source), OWN: True}, f"actor {spec.name!r}: ")
+        self.users_log: logging.LoggerAdapter[logging.Logger] = ActorLog(
+            get_logger(ACTOR_LOG).logger, self.source
+        )
+        self.log = self._make_log()
         self.generation: object = None
         self.state: Any = None
         self.latest_instance: Actor | None = None
@@ -96,6 +102,7 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._is_cut_off = False
         self._reply_topics = options.reply_filters
+        self.pauses = self._make_pauses()
         self.work_source = self._make_work_source()
         self.mailbox = self.work_source.mailbox
         self.local = self.work_source.local
@@ -117,6 +124,14 @@ class Lane:
         from ._batch_source import BatchSource
 
         return BatchSource(self)
+
+    def _make_log(self) -> LimitedLog:
+        # Which of several actors on one topic has failed must show in any logging format.
+        about = {**origin_of(self.source), OWN: True}
+        return LimitedLog(get_logger(ACTOR_LOG), about, f"actor {self.spec.name!r}: ")
+
+    def _make_pauses(self) -> Pauses:
+        return Pauses()
 
     def _make_caller(self) -> HandlerCaller:
         settings = self._run.settings
@@ -172,6 +187,7 @@ class Lane:
             receive=receive if observer is None else observer.receiving(self, receive),
             leftover=partial(self._run.given_up.left_over, self.name),
             stopped=self.runner.request_stop,
+            alias=self.alias,
         )
         return self._ref
 
@@ -267,6 +283,11 @@ class Lane:
         return None
 
     @property
+    def context_owner(self) -> ContextOwner:
+        """See `HandlingLane.context_owner`."""
+        return self
+
+    @property
     def trouble(self) -> str | None:
         """What prevents its handlers from being called; None if nothing does."""
         return self._thread.trouble
@@ -314,7 +335,10 @@ class Lane:
             await self.work_source.receive(instance, item)
             return
         current_turn.set(None)  # what it sends belongs to no message
-        error = await self.timers.run(item, self._thread.run)
+        self.report_call(await self.timers.run(item, self._thread.run))
+
+    def report_call(self, error: BaseException | None) -> None:
+        """Report what a scheduled call has raised, if anything."""
         if error is not None:
             self.stats["timers.failed"] += 1
             self.log.error("a call scheduled with context.later failed", exc_info=error)
@@ -340,13 +364,16 @@ class Lane:
 
     def _thread_lost(self) -> None:
         self._run.thread_lost(self)
+        self._give_up_socket()
+        self.generation = object()
+        if self._ref is not None:
+            self._run.system.renew(self._ref)
+
+    def _give_up_socket(self) -> None:
         # The abandoned thread may keep running, and must not share anything with its successor.
         self.sync_socket.give_up()
         self.socket = self._make_socket()
         self.sync_socket = SyncSocket(self.socket, self._loop)
-        self.generation = object()
-        if self._ref is not None:
-            self._run.system.renew(self._ref)
 
     async def current(self, instance: Any) -> Any:
         """Return the instance for the next attempt; None if there must not be one."""
@@ -393,13 +420,16 @@ class Lane:
 
     def refuses(self, envelope: Envelope, handler: int) -> bool:
         """Refuse a request that would wait for itself; return whether it was one."""
+        return self._refuses(self.address, envelope, handler)
+
+    def _refuses(self, address: str, envelope: Envelope, handler: int) -> bool:
         if CHAIN_HEADER not in envelope.headers or not self.handlers[handler].responder:
             return False
-        cycle = circle_of(envelope, self.address)
+        cycle = circle_of(envelope, address)
         if cycle is None or self.reply_address_problem(envelope) is not None:
             return False
         self.stats["requests.deadlocked"] += 1
-        text = f"{cycle}: {self.address!r} itself waits for the reply to this request"
+        text = f"{cycle}: {address!r} itself waits for the reply to this request"
         replies = self.connection.replies_in(self.options.wire)
         replies.refuse(envelope, self.source, "deadlock", text)
         return True

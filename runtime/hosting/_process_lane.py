@@ -358,7 +358,7 @@ class ProcessLane(Lane):
     def refuses(self, envelope: Envelope, handler: int) -> bool:
         """Answer a request that would wait for itself; True when that happened."""
         # With several lanes or processes another one could handle it, as the process can tell.
-        alone = len(self.workers) == 1 and self.options.concurrency == 1
+        alone = len(self.workers) == 1 and self.options.lanes == 1
         return alone and super().refuses(envelope, handler)
 
     # From time to time.

@@ -133,7 +133,7 @@ class ProcessWorker:
         self._problem: str | None = None
         self.was_killed = False
         options = lane.options
-        lanes = options.concurrency
+        lanes = options.lanes
         size = 1 if options.batch is None else options.batch[0]
         self._least = min(2 * lanes * size, SLOTS // 2)
         self._most = max(_MOST, self._least)

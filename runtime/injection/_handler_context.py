@@ -25,14 +25,28 @@ class Timer(Protocol):
 class ContextOwner(Protocol):
     """What a context uses of the actor that it belongs to."""
 
-    application: str
-    actor_name: str
-    instance: str
     state: Any
-    environment: Environment
-    users_log: logging.LoggerAdapter[logging.Logger]
-    stats: Counter[str]
-    generation: object
+
+    @property
+    def application(self) -> str: ...
+
+    @property
+    def actor_name(self) -> str: ...
+
+    @property
+    def instance(self) -> str: ...
+
+    @property
+    def environment(self) -> Environment: ...
+
+    @property
+    def users_log(self) -> logging.LoggerAdapter[logging.Logger]: ...
+
+    @property
+    def stats(self) -> Counter[str]: ...
+
+    @property
+    def generation(self) -> object: ...
 
     def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> Timer: ...
 

@@ -20,6 +20,7 @@ from ._option_checks import (
     check_concurrency,
     check_count,
     check_name,
+    check_per,
     check_placement,
     check_retained,
     check_seconds,
@@ -34,6 +35,7 @@ from ._state_factory import check_state
 __all__ = ["ActorOptions", "HandlerOptions", "merge_options"]
 
 _WINDOW_OF_A_LANE = 10
+_KEYS_AT_WORK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +70,15 @@ class ActorOptions:
         handle_expired: handle messages, other than requests, also when their expiry runs out while
             they wait in the application.
         deadline: seconds after which an attempt is cut off and counts as failed; None for never.
-        concurrency: how many lanes it has. Each is an actor of its own, with its own instance,
-            state and mailbox, and handles one message at a time; messages with the same key always
-            go to the same lane, so they stay in order.
+        concurrency: how many lanes it has; None for one. Each is an actor of its own, with its own
+            instance, state and mailbox, and handles one message at a time; messages with the same
+            key always go to the same lane, so they stay in order. With ``per`` it has no lanes, and
+            this is how many keys are at work at a time; None for 16.
+        per: the name of a capture that all filters have. Each of its values, the keys, has a state
+            of its own and its messages in order, whatever other keys do.
+        hot: the most keys whose states are kept; a state that goes is forgotten, the one that was
+            used least recently first. None for all.
+        idle: seconds without a message after which the state of a key is forgotten; None for never.
         key: what the key of a message is, for ``concurrency`` above 1 or
             ``Overflow.LATEST_BY_KEY``: the name of a capture, or ``header:`` and the name of a
             header. None for the message's own key. The topic is the key of messages without it.
@@ -110,7 +118,10 @@ class ActorOptions:
     retry_requests: bool = False
     handle_expired: bool = False
     deadline: float | None = None
-    concurrency: int = 1
+    concurrency: int | None = None
+    per: str | None = None
+    hot: int | None = None
+    idle: float | None = None
     key: str | None = None
     batch: tuple[int, float] | None = None
     wire: WireName | None = None
@@ -120,12 +131,24 @@ class ActorOptions:
     processes: int = 1
     every: float | None = None
 
+    @property
+    def lanes(self) -> int:
+        """How many lanes it has."""
+        return 1 if self.concurrency is None or self.per is not None else self.concurrency
+
+    @property
+    def places(self) -> int:
+        """How many of its messages may be handled at a time, in one process."""
+        if self.concurrency is not None:
+            return self.concurrency
+        return 1 if self.per is None else _KEYS_AT_WORK
+
     def window_for(self, default: int) -> int:
         """Return the window; lanes and batches need more room than ``default``, the bus's."""
         if self.window is not None:
             return self.window
         size = 1 if self.batch is None else self.batch[0]
-        lanes = self.concurrency * self.processes
+        lanes = self.places * self.processes
         least = _WINDOW_OF_A_LANE * lanes if lanes > 1 else 0
         return min(LARGEST_WINDOW, max(default, least, 2 * size * lanes))
 
@@ -185,10 +208,20 @@ class ActorOptions:
             check_name(f"{owner}: subscription", self.subscription)
         check_state(owner, self.state)
         check_placement(owner, self.placement, self.processes)
-        lanes = max(self.concurrency, self.processes)
-        check_concurrency(owner, self.concurrency, self.key, self.overflow, self.state, lanes)
+        check_per(owner, self.per, self._not_with_per(), self.state, self.hot, self.idle)
+        lanes = max(self.places, self.processes)
+        check_concurrency(owner, self.places, self.key, self.overflow, self.state, lanes)
         check_batch(owner, self.batch, self.window)
         check_resources(owner, self.ressources)
+
+    def _not_with_per(self) -> Mapping[str, bool]:
+        """Return the options that ``per`` has no use for, and whether each was given."""
+        return {
+            "key": self.key is not None,
+            "batch": self.batch is not None,
+            "placement": self.placement is not None,
+            "overflow": self.overflow is not Overflow.REFUSE,
+        }
 
 
 class HandlerOptions(TypedDict, total=False):
@@ -208,7 +241,10 @@ class HandlerOptions(TypedDict, total=False):
     retry_requests: bool
     handle_expired: bool
     deadline: float | None
-    concurrency: int
+    concurrency: int | None
+    per: str | None
+    hot: int | None
+    idle: float | None
     key: str | None
     batch: tuple[int, float] | None
     wire: WireName | None

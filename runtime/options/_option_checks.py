@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "check_concurrency",
     "check_count",
     "check_name",
+    "check_per",
     "check_placement",
     "check_retained",
     "check_seconds",
@@ -39,6 +40,7 @@ LARGEST_WINDOW_BYTES = 2**40
 _MOST_LANES = 1000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _MOST_PROCESSES = 256
+_MOST_HOT = 1_000_000_000
 
 
 def is_number(value: object) -> bool:
@@ -90,6 +92,54 @@ def check_concurrency(
             f"{owner}: state={state!r} is one value for {concurrency} lanes, each of which needs a"
             " state of its own; give a factory, for example a class or a lambda"
         )
+
+
+_WHY_NOT_WITH_PER = {
+    "key": "the capture is the key of its messages",
+    "batch": "each call gets one message of one key",
+    "placement": "the states of its keys are in the process of the application",
+    "overflow": "a message that is dropped would be missing in the state of its key",
+}
+
+
+def check_per(
+    owner: str, per: object, others: Mapping[str, bool], state: Any, hot: object, idle: Any
+) -> None:
+    """Raise ConfigurationError for a ``per`` that cannot be, or options that do not go with it.
+
+    Args:
+        owner: in words.
+        per: the option.
+        others: options that have no use with it, and whether each was given.
+        state: the option.
+        hot: the option.
+        idle: the option.
+    """
+    if per is None:
+        for name, value in (("hot", hot), ("idle", idle)):
+            if value is not None:
+                raise ConfigurationError(
+                    f"{owner}: {name}={quoted(value)} has no effect without per=, the capture whose"
+                    " values have a state each"
+                )
+        return
+    if not isinstance(per, str) or not per:
+        raise ConfigurationError(f"{owner}: per={quoted(per)}: give the name of a capture")
+    for name, given in others.items():
+        if given:
+            raise ConfigurationError(
+                f"{owner}: {name}= does not go with per={quoted(per)}: {_WHY_NOT_WITH_PER[name]};"
+                " remove one of them"
+            )
+    if state is not None and not is_factory(state):
+        raise ConfigurationError(
+            f"{owner}: state={state!r} is one value for all keys, each of which needs a state of"
+            " its own; give a factory, for example a class or a lambda"
+        )
+    if hot is not None:
+        check_count(owner, "hot", hot, _MOST_HOT)
+    if idle is not None:
+        check_seconds(owner, "idle", idle)
 
 
 def check_placement(owner: str, placement: object, processes: object) -> None:

@@ -89,7 +89,7 @@ def pack(
         for option in fields(ActorOptions)
         if option.name not in _OF_THE_PARENT
     }
-    if spec.options.concurrency == 1:
+    if spec.options.lanes == 1:
         # It says to which process a message goes, and there it has no use.
         options["key"] = None
     of_class = isinstance(spec.source, type)

@@ -14,6 +14,7 @@ from ...transports import as_provider
 from ..options._custom_codecs import Codec
 from ..options._option_checks import is_number
 from ..options._retry_policy import RetryPolicy
+from ..options._state_factory import is_factory
 
 __all__ = ["class_options"]
 
@@ -52,6 +53,9 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "handle_expired": _is_switch,
     "deadline": is_number,
     "concurrency": _is_count,
+    "per": _is_text,
+    "hot": _is_count,
+    "idle": is_number,
     "key": _is_text,
     "batch": lambda value: isinstance(value, tuple),
     "codec": _is_codec,
@@ -83,6 +87,8 @@ def class_options(cls: type[Actor]) -> dict[str, Any]:
         if callable(value) and not (option == "codec" and _is_codec(value)):
             continue
         given[option] = value
+    if "per" in given and is_factory(state := inspect.getattr_static(cls, "state", None)):
+        given["state"] = state
     if "socket_provider" in given:
         given["socket_provider"] = as_provider(given["socket_provider"])
     _refuse_misspelt(cls, given)
@@ -111,8 +117,8 @@ def _refuse(owner: str, name: str, value: Any, open_options: list[str]) -> None:
         )
     if name == "state" and _makes_state(value):
         raise ConfigurationError(
-            f"actor class {owner}: the option 'state' is for functions; a class keeps its state in"
-            f" attributes, which __init__ sets. Otherwise {own}"
+            f"actor class {owner}: the option 'state' is for functions; a class without per= keeps"
+            f" its state in attributes, which __init__ sets. Otherwise {own}"
         )
     if name in _OPTIONS:
         return

@@ -28,14 +28,24 @@ class MessageKey:
             None for the message's own key. The topic is the key of a message that lacks the header
             or has no key of its own.
         filters: the actor's.
+        per: the name of a capture that all filters have, in place of ``key``.
 
     Raises:
-        ConfigurationError: ``key`` is neither a capture of all filters nor a header.
+        ConfigurationError: ``key`` is neither a capture of all filters nor a header; or ``per`` is
+            no capture of all filters.
     """
 
-    def __init__(self, owner: str, key: str | None, filters: Iterable[TopicFilter]) -> None:
+    def __init__(
+        self,
+        owner: str,
+        key: str | None,
+        filters: Iterable[TopicFilter],
+        per: str | None = None,
+    ) -> None:
         self._header: str | None = None
         self._capture: str | None = None
+        option = "key" if per is None else "per"
+        key = key if per is None else per
         if key is None:
             return
         if not isinstance(key, str):
@@ -49,16 +59,19 @@ class MessageKey:
             self._capture = key
         elif key in captures:
             raise ConfigurationError(
-                f"{owner}: key={key!r} is not a capture of {', '.join(map(repr, lacking))}; all"
+                f"{owner}: {option}={key!r} is not a capture of"
+                f" {', '.join(map(repr, lacking))}; all"
                 " filters need it"
             )
-        elif key.startswith(_HEADER) and len(key) > len(_HEADER):
+        elif per is None and key.startswith(_HEADER) and len(key) > len(_HEADER):
             self._header = key.removeprefix(_HEADER)
         else:
             there_are = ", ".join(map(repr, captures)) or "none"
             raise ConfigurationError(
                 f"{owner}: key={key!r} is neither a capture of its topics (there are: {there_are})"
                 " nor 'header:<name>'"
+                if per is None
+                else f"{owner}: per={key!r} is not a capture of its topics (there are: {there_are})"
             )
 
     def check_filter(self, filter_: TopicFilter) -> None:

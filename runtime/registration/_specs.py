@@ -91,9 +91,13 @@ class Spec(Generic[A]):
         """Change how it is run; an error (ConfigurationError) leaves it as it was."""
         owner = f"actor {self.name!r}"
         options.check(owner)
+        if options.per is not None and self.kind == "producer":
+            raise ConfigurationError(
+                f"{owner}: a producer has no topics, so per={options.per!r} names no capture"
+            )
         handlers, hooks = self._analyse(options), self._analyse_hooks(options)
         filters = (filter_ for handler in handlers for filter_ in handler.filters)
-        self.message_key = MessageKey(owner, options.key, filters)
+        self.message_key = MessageKey(owner, options.key, filters, options.per)
         self.handlers, self.hooks, self.options = handlers, hooks, options
 
     def started(self, refs: tuple[ActorRef[Any], ...]) -> None:
@@ -106,12 +110,17 @@ class Spec(Generic[A]):
 
         Raises:
             ActorStopped: the application is not running.
-            ConfigurationError: the actor runs in another process.
+            ConfigurationError: the actor runs in another process, or has a state for each key.
         """
         if self.options.placement is not None:
             raise ConfigurationError(
                 f"actor {self.name!r} has placement='process', and references lead to actors of"
                 " this process only: publish to one of its topics, or make a request"
+            )
+        if self.options.per is not None:
+            raise ConfigurationError(
+                f"actor {self.name!r} has per={self.options.per!r}, and references lead to actors,"
+                " not to keys: publish to one of its topics, or make a request"
             )
         if not self._refs:
             raise ActorStopped(f"actor {self.name!r} is not started; start the application first")
@@ -125,9 +134,9 @@ class Spec(Generic[A]):
             ActorStopped: the application is not running.
             ConfigurationError: the actor has several lanes, each with its own state; see `refs`.
         """
-        if self.options.concurrency > 1:
+        if self.options.lanes > 1:
             raise ConfigurationError(
-                f"actor {self.name!r} has {self.options.concurrency} lanes, but ref stands for one"
+                f"actor {self.name!r} has {self.options.lanes} lanes, but ref stands for one"
                 " actor; choose one of refs"
             )
         return self.refs[0]

@@ -27,6 +27,12 @@ __all__ = ["FunctionActor", "check_arguments", "class_spec", "function_spec"]
 
 A = TypeVar("A", bound=Actor)
 
+_NOT_OF_KEYS = {
+    "on_start": "use on_activate, which is called when the state of a key is there",
+    "on_stop": "use on_passivate, which is called before the state of a key goes",
+    "on_receive": "no references lead to keys, so write a handler for a topic",
+    "on_failure": "no references lead to keys, so write a handler for a topic",
+}
 _SPECIAL: dict[type, str] = {Socket: "socket", SyncSocket: "socket", Context: "context"}
 
 
@@ -105,6 +111,8 @@ def class_spec(
         return handlers
 
     def analyse_hooks(changed: ActorOptions) -> dict[str, Handler]:
+        if changed.per is not None:
+            return _hooks_of_keys(cls, changed, shared_resources)
         return {
             hook: _hook(cls, hook, changed, shared_resources)
             for hook in ("on_start", "on_stop")
@@ -191,14 +199,36 @@ def _check_socket(injection: Injection, function: Callable[..., Any], *, has_sel
             )
 
 
+def _hooks_of_keys(
+    cls: type[Actor], options: ActorOptions, shared_resources: Sequence[str]
+) -> dict[str, Handler]:
+    for name, instead in _NOT_OF_KEYS.items():
+        if getattr(cls, name) is not getattr(Actor, name):
+            raise ConfigurationError(
+                f"actor class {cls.__name__} has per={options.per!r}, so each key has an instance"
+                f" of its own, and {name} is never called: {instead}"
+            )
+    # They get the key by the name of its capture.
+    captures = (TopicFilter.parse(f"{{{options.per}}}"),)
+    return {
+        hook: _hook(cls, hook, options, shared_resources, captures)
+        for hook in ("on_activate", "on_passivate")
+        if callable(getattr(cls, hook, None))
+    }
+
+
 def _hook(
-    cls: type[Actor], hook: str, options: ActorOptions, shared_resources: Sequence[str]
+    cls: type[Actor],
+    hook: str,
+    options: ActorOptions,
+    shared_resources: Sequence[str],
+    captures: tuple[TopicFilter, ...] = (),
 ) -> Handler:
     function = getattr(cls, hook)
     handler = _handler(
         function,
         (),
-        (),
+        captures,
         "producer",
         options,
         shared_resources,

@@ -23,8 +23,11 @@ class Target(Protocol):
     """What routers use of a lane of an actor."""
 
     actor_name: str
-    mailbox: Mailbox
     options: ActorOptions
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """Where its deliveries wait."""
 
     def interrupt(self, router: Router) -> None:
         """End a wait between two attempts at a message of the router, which gets it back."""

@@ -355,7 +355,7 @@ def test_an_attribute_that_is_annotated_is_the_classs_own() -> None:
         async def handle(self, x: int) -> None: ...
 
     spec = DistributedApplication("memory://", name="app").add(Meter)
-    assert spec.options.concurrency == 1
+    assert spec.options.lanes == 1
     assert spec.options.retry == RetryPolicy()
 
 

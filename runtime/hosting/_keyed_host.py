@@ -1,0 +1,379 @@
+"""The host of a keyed actor: its cells, the lanes that handle what waits in them, its places."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ...actors import RestartPolicy
+from ...transports import Delivery, Envelope
+from ..messaging._request_deadlocks import CHAIN_HEADER
+from ..routing._router import Router
+from ._keyed_lane import LEAVE, STATE, WORK, KeyedLane
+from ._keyed_mailbox import UNSET, KeyCell, KeyedMailbox, KeyStage
+
+if TYPE_CHECKING:
+    from ._actor_runner import ActorRunner
+
+__all__ = ["KeyedHost"]
+
+_LONGEST_NAME = 48
+_LOOK_AGAIN = 1.0
+_IDLE = KeyStage.IDLE
+
+
+class KeyedHost:
+    """What routers deliver to if an actor has a state for each key.
+
+    A message waits in the cell of its key for one of the lanes, which handle one message at a time
+    each. Only as many lanes are at work as the actor has places: ``concurrency`` of them. A
+    lane whose message waits, for its next attempt or the reply to a request, gives its place back
+    meanwhile, and another lane may take it, so there are as many lanes as messages that wait, and
+    places, at the most.
+
+    Attributes:
+        actor_name: the actor's.
+        options: the actor's.
+        mailbox: its cells, and what waits in them.
+        lanes: its lanes, one at first.
+        is_class: whether a class was registered, of which each key has an instance.
+        activates: whether it has an ``on_activate``.
+        passivates: whether it has an ``on_passivate``.
+
+    Args:
+        runner: the runner of the actor.
+    """
+
+    def __init__(self, runner: ActorRunner) -> None:
+        spec = runner.spec
+        self._runner = runner
+        self.spec = spec
+        self.actor_name = runner.name
+        self.options = options = spec.options
+        self.address = runner.address
+        self.mailbox = KeyedMailbox(options.mailbox, self._key_of, self.dispatch)
+        self.mailbox.name = runner.address
+        self.is_class = isinstance(spec.source, type)
+        self.activates = "on_activate" in spec.hooks
+        self.passivates = "on_passivate" in spec.hooks
+        self._free = options.places
+        # Lanes that were told of work and have not taken it yet; each has a place.
+        self._assigned = 0
+        self._idle: list[KeyedLane] = []
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._paused = False
+        self._stopping = False
+        self._loop = asyncio.get_running_loop()
+        self._spawned_with: tuple[RestartPolicy, Mapping[str, Any]] | None = None
+        # The cells at rest, least recently used first, with loop times; only if some may go.
+        self._resting: dict[KeyCell, float] | None = None
+        if options.hot is not None or options.idle is not None:
+            self._resting = {}
+        self._timer: asyncio.TimerHandle | None = None
+        # At the end, those whose `on_passivate` was called.
+        self._left: dict[KeyCell, None] = {}
+        self.lanes: tuple[KeyedLane, ...] = ()
+        self._idle.append(self._add_lane())
+
+    def _add_lane(self) -> KeyedLane:
+        lane = KeyedLane(self._runner, self, len(self.lanes))
+        self.lanes = (*self.lanes, lane)
+        return lane
+
+    # Keys.
+
+    def _key_of(self, delivery: Any) -> str:
+        return self.spec.message_key.of(delivery.envelope, delivery.route.filter)
+
+    def name_of(self, key: str) -> str:
+        """Return the actor's name in chains of waiting actors while it works for a key."""
+        return f"{self.actor_name}/{_printable(key)}"
+
+    def state_of(self, cell: KeyCell) -> Any:
+        """Return the state of a key; `UNSET` while it is not there."""
+        if not self.is_class:
+            return cell.state
+        return UNSET if cell.instance is None else getattr(cell.instance, STATE, None)
+
+    def set_state(self, cell: KeyCell, value: Any) -> None:
+        """Replace the state of a key."""
+        if not self.is_class:
+            cell.keep(value)
+        elif cell.instance is not None:
+            setattr(cell.instance, STATE, value)
+
+    @property
+    def keys(self) -> int:
+        """How many keys have a cell."""
+        return len(self.mailbox.cells)
+
+    # For routers.
+
+    def interrupt(self, router: Router) -> None:
+        """See `Target.interrupt`."""
+        for lane in self.lanes:
+            lane.interrupt(router)
+
+    def refuses(self, envelope: Envelope, handler: int) -> bool:
+        """See `Target.refuses`."""
+        if CHAIN_HEADER not in envelope.headers:
+            return False
+        for filter_ in self.spec.handlers[handler].filters:
+            if filter_.matches(envelope.topic):
+                key = self.spec.message_key.of(envelope, filter_)
+                name = f"{self.address}/{_printable(key)}"
+                return self.lanes[0].refuses_as(name, envelope, handler)
+        return False
+
+    def dropped(self, item: Any) -> None:
+        """See `Target.dropped`."""
+        self.lanes[0].dropped(item)
+
+    # Work.
+
+    def spawned(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
+        """Note how lanes are started, now that the first one is, so that others may be."""
+        self._spawned_with = restart, resources
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Give work to lanes, as long as something waits and there are places."""
+        ready = self.mailbox.ready
+        while self._free > 0 and len(ready) > self._assigned and not self._paused:
+            lane = self._idle_lane()
+            if lane is None:
+                return
+            self._free -= 1
+            self._assign(lane)
+
+    def _idle_lane(self) -> KeyedLane | None:
+        while self._idle:
+            lane = self._idle.pop()
+            if not lane.local.closed:
+                return lane
+        if self._spawned_with is None or self._stopping:
+            return None
+        lane = self._add_lane()
+        self._runner.lanes = self.lanes
+        lane.spawn(*self._spawned_with)
+        return lane
+
+    def _assign(self, lane: KeyedLane) -> None:
+        self._assigned += 1
+        lane.has_place = True
+        lane.local.force(WORK)
+
+    def take(self) -> tuple[KeyCell, Any] | None:
+        """Return what a lane that was told of work is to handle; None if it was taken back."""
+        self._assigned -= 1
+        return self.mailbox.take()
+
+    def done(self, cell: KeyCell) -> None:
+        """Note that a lane is done with what it took of a cell."""
+        self.mailbox.done(cell)
+        if cell.stage is not _IDLE:
+            return
+        if not cell.active:
+            if cell.at_rest:
+                self.mailbox.forget(cell)
+        elif self._stopping:
+            self._say_goodbye(cell)
+        elif self._resting is not None:
+            self._rests(cell)
+
+    def next_work(self, lane: KeyedLane) -> bool:
+        """Let a lane that has finished go on with the next cell; return whether it is to at once.
+
+        It is if it was asked to stop, because it is told of no more work.
+        """
+        if lane.has_place and not self._waiters and not self._paused:
+            if len(self.mailbox.ready) > self._assigned:
+                if lane.local.closed:
+                    self._assigned += 1
+                    return True
+                self._assign(lane)
+                return False
+        elif not lane.has_place and lane.local.closed and len(self.mailbox.ready) > self._assigned:
+            # Nobody else may be left for it.
+            self._assigned += 1
+            return True
+        self._idle.append(lane)
+        if lane.has_place:
+            self.give_place(lane)
+        return False
+
+    # Places.
+
+    def give_place(self, lane: KeyedLane) -> None:
+        """Take a lane's place, for another one."""
+        lane.has_place = False
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
+        self.dispatch()
+
+    async def get_place(self, lane: KeyedLane) -> None:
+        """Wait until there is a place for a lane whose message goes on."""
+        if self._free > 0:
+            self._free -= 1
+            lane.has_place = True
+            return
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.give_place(lane)
+            raise
+        lane.has_place = True
+
+    # Control.
+
+    def pause(self) -> None:
+        """Begin with nothing more until `resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        if self._paused:
+            self._paused = False
+            self.dispatch()
+
+    def begin_afresh(self) -> None:
+        """Forget the states of all keys, each after its current message."""
+        for cell in tuple(self.mailbox.cells.values()):
+            self.let_go(cell)
+
+    def lose_idle(self) -> None:
+        """Lose the states of all keys in which nothing waits or runs, as in a crash."""
+        for cell in tuple(self.mailbox.cells.values()):
+            if cell.stage is _IDLE:
+                self.forget(cell)
+
+    def stop(self) -> None:
+        """Make no more lanes, and let go of each key once nothing waits in it."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.resume()
+        for cell in tuple(self.mailbox.cells.values()):
+            if cell.stage is _IDLE:
+                self._say_goodbye(cell)
+
+    def _say_goodbye(self, cell: KeyCell) -> None:
+        """Call ``on_passivate`` of a key at the end, once; its state can still be looked at."""
+        if self.passivates and cell not in self._left:
+            self.let_go(cell)
+
+    def stop_timers(self) -> None:
+        """Make no more calls that were scheduled."""
+        for cell in self.mailbox.cells.values():
+            if cell.timers is not None:
+                cell.timers.stop()
+
+    def close(self) -> list[Delivery]:
+        """Accept nothing more; return what nobody has handled."""
+        self.mailbox.close()
+        return self.mailbox.extract(lambda item: isinstance(item, Delivery))
+
+    # States that go.
+
+    def let_go(self, cell: KeyCell) -> None:
+        """Forget the state of a key after its current message, before its next one."""
+        if not cell.active:
+            return
+        if cell.stage is _IDLE and not self.passivates:
+            self.forget(cell)
+            return
+        self.mailbox.put_first(cell, LEAVE)
+        self.dispatch()
+
+    def forget(self, cell: KeyCell) -> None:
+        """Forget the state of a key, and the key unless something waits in it."""
+        cell.reset()
+        if self._resting is not None:
+            self._resting.pop(cell, None)
+        if cell.stage is _IDLE:
+            self.mailbox.forget(cell)
+        self.lanes[0].stats["keys.forgotten"] += 1
+
+    def has_left(self, cell: KeyCell) -> None:
+        """Note that ``on_passivate`` of a key was called."""
+        if self._stopping:
+            self._left[cell] = None
+        else:
+            self.forget(cell)
+
+    def has_come_back(self, cell: KeyCell) -> None:
+        """Make the state of a key anew if a message comes after it has left."""
+        if self._left and cell in self._left:
+            del self._left[cell]
+            cell.reset()
+
+    def _rests(self, cell: KeyCell) -> None:
+        resting = self._resting
+        assert resting is not None
+        resting.pop(cell, None)
+        resting[cell] = self._loop.time()
+        hot = self.options.hot
+        if hot is not None and self.keys > hot:
+            self._make_room(hot)
+        if self.options.idle is not None and self._timer is None:
+            self._timer = self._loop.call_later(self.options.idle, self._look)
+
+    def _make_room(self, hot: int) -> None:
+        resting = self._resting
+        assert resting is not None
+        for cell in tuple(_first(resting, self.keys - hot)):
+            del resting[cell]
+            if cell.at_rest:
+                self.let_go(cell)
+            elif cell.stage is _IDLE:
+                # Not settled yet: its turn comes again.
+                resting[cell] = self._loop.time()
+        if self.keys > hot and resting and self._timer is None:
+            self._timer = self._loop.call_later(_LOOK_AGAIN, self._look)
+
+    def _look(self) -> None:
+        """Let go of what has rested for long enough, or is too much."""
+        self._timer = None
+        resting, idle, hot = self._resting, self.options.idle, self.options.hot
+        assert resting is not None
+        now = self._loop.time()
+        if idle is not None:
+            for cell, since in tuple(resting.items()):
+                if since + idle > now:
+                    break
+                del resting[cell]
+                if cell.at_rest:
+                    self.let_go(cell)
+                elif cell.stage is _IDLE:
+                    resting[cell] = now
+        if hot is not None and self.keys > hot:
+            self._make_room(hot)
+        if idle is not None and resting and self._timer is None:
+            first = next(iter(resting.values()))
+            self._timer = self._loop.call_at(first + idle, self._look)
+
+
+def _first(resting: Mapping[KeyCell, float], number: int) -> list[KeyCell]:
+    return [cell for cell, _ in zip(resting, range(number), strict=False)]
+
+
+def _printable(key: str) -> str:
+    """Return a key as it stands in chains of waiting actors: short, and different for each key."""
+    text = quote(key, safe="") if len(key) <= _LONGEST_NAME else ""
+    if 0 < len(text) <= _LONGEST_NAME:
+        return text
+    # A quoted key has no such sign.
+    return f"#{hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"

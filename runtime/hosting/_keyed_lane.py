@@ -1,0 +1,521 @@
+"""The lanes of a keyed actor, each of which works for one key after another."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import copy_context
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..._environment import Environment
+from ..._limited_log import LimitedLog
+from ..._logs import ActorLog
+from ..._texts import describe, quoted
+from ...actors import Actor, Mailbox, refuse_unrun, run_apart
+from ...transports import Delivery, Envelope
+from ..handling._argument_values import ProducerScope
+from ..handling._failures_and_retries import Pauses, as_failure
+from ..injection._handler_context import ContextOwner
+from ..messaging._socket import Socket
+from ..messaging._turn import current_turn
+from ..routing._routed_deliveries import Route, RoutedDelivery
+from ..routing._router import Router
+from ._keyed_mailbox import UNSET, KeyCell
+from ._lane import Lane
+from ._message_source import WorkSource, processor_of
+from ._timers import ScheduledCall, Timers
+
+if TYPE_CHECKING:
+    from ._actor_runner import ActorRunner
+    from ._keyed_host import KeyedHost
+
+__all__ = ["LEAVE", "STATE", "WORK", "KeyedLane", "KeyedSource"]
+
+T = TypeVar("T")
+_MOST_ROUTES = 1_000
+
+
+class _Work:
+    """There is something to do in a cell."""
+
+
+class _Leave:
+    """The state of a cell is to be forgotten."""
+
+
+class _Inactive:
+    """Stands for the instance of a key whose state is not there yet."""
+
+
+WORK = _Work()
+LEAVE = _Leave()
+STATE = "state"
+"""The attribute of an instance that has the state of its key."""
+_INACTIVE = _Inactive()
+
+
+class KeyedSource:
+    """What waits in the cells of a keyed actor, for one of its lanes.
+
+    Attributes:
+        current: the delivery that the lane is handling.
+
+    Args:
+        lane: the lane.
+        host: the actor's.
+    """
+
+    task = None
+
+    def __init__(self, lane: KeyedLane, host: KeyedHost) -> None:
+        self._lane = lane
+        self._host = host
+        self.local = Mailbox(lane.options.mailbox)
+        self.mailbox = host.mailbox
+        self.processor = processor_of(lane)
+        self.current: tuple[RoutedDelivery, ...] = ()
+
+    async def receive(self, instance: Any, item: Any) -> None:
+        """Handle the next message of a cell; if the lane is to end, as long as there are some."""
+        if item is not WORK:
+            raise TypeError(f"actor {self._lane.actor_name!r} got {item!r}")
+        host, lane = self._host, self._lane
+        goes_on = True
+        while goes_on:
+            taken = host.take()
+            try:
+                if taken is not None:
+                    await self._handle(instance, *taken)
+            finally:
+                goes_on = host.next_work(lane)
+
+    async def _handle(self, instance: Any, cell: KeyCell, item: Any) -> None:
+        lane = self._lane
+        lane.cell, lane.item = cell, item
+        try:
+            if isinstance(item, Delivery):
+                self.current = (item,)
+                item.route = lane.route_of(item.route)
+                if lane.observer is not None:
+                    lane.observer.collected(lane, self.current)
+                await lane.processor.handle(lane.instance_for(cell, instance), item)
+                cell.handled(item)
+            elif item is LEAVE:
+                await lane.passivate(cell)
+            else:
+                await lane.make_call(cell, item)
+        finally:
+            lane.cell = lane.item = None
+            self.current = ()
+            self._host.done(cell)
+
+    def flush(self) -> None:
+        """Do nothing: it holds nothing back."""
+
+
+class KeyedLane(Lane):
+    """A lane of a keyed actor: it handles one message at a time, each with the state of its key.
+
+    Attributes:
+        cell: the cell that it works for; None while it has nothing to do.
+        item: what it handles of that.
+        has_place: whether it counts among those at work.
+
+    Args:
+        runner: the runner of its actor.
+        host: the actor's.
+        number: which lane it is.
+    """
+
+    def __init__(self, runner: ActorRunner, host: KeyedHost, number: int) -> None:
+        self.host = host
+        self.cell: KeyCell | None = None
+        self.item: Any = None
+        self.has_place = False
+        self._problem: BaseException | None = None
+        self._without_key: Any = None
+        self._routes: dict[Route, Route] = {}
+        super().__init__(runner, number)
+        # Which lane it is says nothing: the next message of a key goes to another one.
+        self.address = self.source
+        self.observer = runner.run.observer
+
+    def _make_work_source(self) -> WorkSource:
+        return KeyedSource(self, self.host)
+
+    def _make_pauses(self) -> Pauses:
+        return _Pauses(self)
+
+    def _make_log(self) -> LimitedLog:
+        lanes = self.host.lanes
+        return lanes[0].log if lanes else super()._make_log()
+
+    def _make_socket(self) -> Socket:
+        options, runtime = self.options, self.runner.runtime
+        return _KeyedSocket(
+            self.connection, self.source, runtime, options.codec, options.wire, lane=self
+        )
+
+    def _make_instance(self) -> Actor:
+        self.generation = object()
+        self.timers.renew()
+        return Actor()
+
+    # The state of the key that it works for.
+
+    @property
+    def state(self) -> Any:
+        """The state of the key that it works for."""
+        cell = self.cell
+        return None if cell is None else self.host.state_of(cell)
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        if self.cell is not None:
+            self.host.set_state(self.cell, value)
+
+    @property
+    def context_owner(self) -> ContextOwner:
+        """See `HandlingLane.context_owner`: the key, to which a context belongs for good."""
+        assert self.cell is not None
+        return _KeyContext(self, self.cell)
+
+    def alias(self) -> str:
+        """Return the name of the key that it works for, in chains of waiting actors."""
+        cell = self.cell
+        return self.name if cell is None else self.host.name_of(cell.key)
+
+    def instance_for(self, cell: KeyCell, shared: Any) -> Any:
+        """Return what the handlers of a key are called on.
+
+        Args:
+            cell: the cell of the key.
+            shared: what the handlers of all keys are called on, if they are functions.
+        """
+        self._without_key = shared
+        self.host.has_come_back(cell)
+        if not cell.active:
+            if self.host.activates:
+                return _INACTIVE
+            # Most states are made by calling a class: nothing has to be awaited for that.
+            try:
+                copy_context().run(self._make, cell)
+            except Exception as error:  # noqa: BLE001 (the user's code)
+                # The attempt at the message is to fail with it.
+                self._problem = error
+                return _INACTIVE
+        return cell.instance if self.host.is_class else shared
+
+    def _make(self, cell: KeyCell) -> None:
+        state = self.spec.make_state()
+        if not self.host.is_class:
+            cell.keep(state)
+            return
+        instance = self.spec.factory()
+        if self.options.state is not None:
+            setattr(instance, STATE, state)
+        cell.keep(UNSET, instance)
+
+    async def _activate(self, cell: KeyCell) -> None:
+        """Make the state of a key, within an attempt at a message; raise what prevents it."""
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
+        copy_context().run(self._make, cell)
+        if not self.host.activates:
+            return
+        try:
+            await self._within_deadline(self._call_hook(cell, "on_activate"))
+        except BaseException:
+            cell.reset()
+            raise
+
+    async def passivate(self, cell: KeyCell) -> None:
+        """Forget the state of a key, after its ``on_passivate``."""
+        if self.host.passivates and cell.active:
+            current_turn.set(None)  # what it sends belongs to no message
+            try:
+                await self._within_deadline(run_apart(self._call_hook, cell, "on_passivate"))
+            except (GeneratorExit, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as raised:
+                error = as_failure(raised)
+                self.stats["keys.passivation_failed"] += 1
+                self.log.error(
+                    "on_passivate of key %s failed: %s",
+                    quoted(cell.key, 200),
+                    describe(error),
+                    exc_info=error,
+                )
+                self.failed("on_passivate", error)
+        self.host.has_left(cell)
+
+    async def _call_hook(self, cell: KeyCell, name: str) -> None:
+        hook = self.spec.hooks[name]
+        arguments = hook.injection.bind(_KeyScope(self, hook, cell))
+        result = hook.bind(cell.instance)(**arguments)
+        if hook.injection.is_async:
+            result = await result
+        refuse_unrun(result, "it")
+
+    async def _within_deadline(self, call: Coroutine[Any, Any, T]) -> T:
+        async with asyncio.timeout(self.options.deadline):
+            return await call
+
+    # Start and stop.
+
+    def pause(self) -> None:
+        """As of `Lane`."""
+        self.host.pause()
+        super().pause()
+
+    def resume(self) -> None:
+        """As of `Lane`."""
+        super().resume()
+        self.host.resume()
+
+    def begin_afresh(self) -> bool:
+        """As of `Lane`, of all keys; the lanes stay."""
+        if self._ref is None or self.local.closed:
+            return False
+        if self is self.host.lanes[0]:
+            self.host.begin_afresh()
+        return True
+
+    def crash(self, unfinished: Any) -> bool:
+        """As of `Lane`: the state of its key is lost; with the first lane, also of idle keys."""
+        cell = self.cell
+        if not super().crash(unfinished):
+            return False
+        if cell is not None:
+            cell.reset()
+        if self is self.host.lanes[0]:
+            self.host.lose_idle()
+        return True
+
+    # Messages.
+
+    async def make_call(self, cell: KeyCell, call: ScheduledCall) -> None:
+        """Make a call that a key has scheduled, unless its state was forgotten since."""
+        if cell.timers is None:
+            return
+        current_turn.set(None)  # what it sends belongs to no message
+        self.report_call(await cell.timers.run(call, self._thread.run))
+
+    def route_of(self, route: Route) -> Route:
+        """Return a message's route with a tally of this lane's."""
+        own = self._routes.get(route)
+        if own is None:
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.clear()
+            own = replace(route, tally=self.tallies.of(route.filter))
+            self._routes[route] = self._routes[own] = own
+        return own
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """As of `Lane`; none while the state of the key is not there."""
+        return [None] * len(self.handlers) if instance is _INACTIVE else super().direct(instance)
+
+    def invoke(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Awaitable[Any]:
+        """As of `Lane`; makes the state of the key first, if it is not there."""
+        if instance is not _INACTIVE:
+            return super().invoke(instance, index, arguments, scope)
+        return self._activate_and_invoke(index, arguments, scope)
+
+    async def _activate_and_invoke(
+        self, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Any:
+        cell = self.cell
+        assert cell is not None
+        await self._activate(cell)
+        state = self.host.state_of(cell)
+        complete = {name: state if value is UNSET else value for name, value in arguments.items()}
+        instance = cell.instance if self.host.is_class else self._without_key
+        return await super().invoke(instance, index, complete, scope)
+
+    async def current(self, instance: Any) -> Any:
+        """As of `Lane`: the key's instance, which may have to be made."""
+        cell = self.cell
+        if cell is None or not cell.active:
+            return _INACTIVE
+        return cell.instance if self.host.is_class else self._without_key
+
+    def _thread_lost(self) -> None:
+        self._run.thread_lost(self)
+        self._give_up_socket()
+        # The abandoned code may go on, and must not share anything with what comes after it.
+        if self.cell is not None:
+            self.cell.reset()
+
+    def refuses_as(self, name: str, envelope: Envelope, handler: int) -> bool:
+        """Do as `refuses` for a key whose address this is."""
+        return self._refuses(name, envelope, handler)
+
+    def schedule(
+        self, cell: KeyCell, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> ScheduledCall:
+        """Schedule a call in a key, as `Context.later` does."""
+        if cell.timers is None:
+            cell.timers = Timers(_Box(self.host, cell))  # type: ignore[arg-type]
+        return cell.timers.schedule(delay, function, args)
+
+    # Places.
+
+    async def away(self, waiting: Coroutine[Any, Any, T], item: Any) -> T:
+        """Await something without a place among those at work.
+
+        Args:
+            waiting: what to await.
+            item: what the lane handles meanwhile; if that is something else, the place is not ours.
+        """
+        if not self.has_place or item is not self.item:
+            return await waiting
+        self.leave()
+        try:
+            result = await waiting
+        except Exception:
+            await self.come_back(item)
+            raise
+        await self.come_back(item)
+        return result
+
+    def leave(self) -> Any:
+        """Give the lane's place back while its message waits; return what `come_back` needs."""
+        if self.has_place:
+            self.host.give_place(self)
+        return self.item
+
+    async def come_back(self, item: Any) -> None:
+        """Wait for a place again."""
+        # What a handler has left behind may come back when the lane is at something else.
+        if item is self.item and not self.has_place:
+            await self.host.get_place(self)
+
+
+class _Pauses(Pauses):
+    """The waits between attempts of one lane, during which it has no place."""
+
+    def __init__(self, lane: KeyedLane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    async def wait(self, seconds: float, router: Router | None = None) -> bool:
+        """As of `Pauses`."""
+        lane = self._lane
+        item = lane.leave()
+        goes_on = await super().wait(seconds, router)
+        if goes_on:
+            await lane.come_back(item)
+        # A message that was interrupted has to be given back at once: soon it may come again.
+        return goes_on
+
+
+class _KeyedSocket(Socket):
+    """The socket of one lane, which has no place while a handler waits for replies."""
+
+    def __init__(self, *args: Any, lane: KeyedLane) -> None:
+        super().__init__(*args)
+        self._lane = lane
+
+    def _request(self, *args: Any, **options: Any) -> Coroutine[Any, Any, list[Envelope]]:
+        request = super()._request(*args, **options)
+        turn = current_turn.get()
+        if turn is None or not turn.active or turn.delivery is None:
+            return request
+        return self._lane.away(request, turn.delivery)
+
+
+class _KeyScope(ProducerScope):
+    """What the arguments of a hook are taken from."""
+
+    def __init__(self, lane: KeyedLane, handler: Any, cell: KeyCell) -> None:
+        super().__init__(lane, handler)
+        self._captures = {str(lane.options.per): cell.key}
+
+    @property
+    def captures(self) -> Mapping[str, str]:
+        """The key, by the name of its capture."""
+        return self._captures
+
+
+class _Box:
+    """Where the calls that a key has scheduled go when they are due."""
+
+    def __init__(self, host: KeyedHost, cell: KeyCell) -> None:
+        self._host = host
+        self._cell = cell
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is accepted any more."""
+        return self._host.mailbox.closed
+
+    def force(self, call: ScheduledCall) -> None:
+        """Have a call made after everything that waits in its key."""
+        self._host.mailbox.put_last(self._cell, call)
+
+
+class _KeyContext:
+    """Whom the contexts of a key's handlers belong to: the key, for as long as it has its state."""
+
+    __slots__ = ("_cell", "_lane")
+
+    def __init__(self, lane: KeyedLane, cell: KeyCell) -> None:
+        self._lane = lane
+        self._cell = cell
+        if cell.life is None:
+            cell.life = object()
+
+    @property
+    def application(self) -> str:
+        return self._lane.application
+
+    @property
+    def actor_name(self) -> str:
+        return self._lane.actor_name
+
+    @property
+    def instance(self) -> str:
+        return self._lane.instance
+
+    @property
+    def environment(self) -> Environment:
+        return self._lane.environment
+
+    @property
+    def random(self) -> random.Random:
+        return self._lane.environment.random
+
+    @property
+    def stats(self) -> Counter[str]:
+        return self._lane.stats
+
+    @property
+    def users_log(self) -> logging.LoggerAdapter[logging.Logger]:
+        return ActorLog(self._lane.users_log.logger, self._lane.source)
+
+    @property
+    def generation(self) -> object:
+        return self._cell.life
+
+    @property
+    def state(self) -> Any:
+        return self._lane.host.state_of(self._cell)
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self._lane.host.set_state(self._cell, value)
+
+    def later(
+        self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> ScheduledCall:
+        return self._lane.schedule(self._cell, delay, function, args)
+
+    def request_stop(self) -> None:
+        self._lane.request_stop()

@@ -1,0 +1,520 @@
+"""Actors with a state for each key: order, places, states that go, control."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from spa_dat import (
+    Actor,
+    Context,
+    DistributedApplication,
+    Overflow,
+    Reject,
+    RetryPolicy,
+    Socket,
+    SyncSocket,
+    on,
+)
+from spa_dat.errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
+from spa_dat.testing import Faults, Harness
+
+pytestmark = pytest.mark.virtual
+
+ONCE = RetryPolicy(attempts=2, first=10, factor=1, jitter=0)
+
+
+@dataclass
+class Truck:
+    seen: list[int] = field(default_factory=list)
+
+
+def application(**options: Any) -> DistributedApplication:
+    return DistributedApplication("memory://", name="app", **options)
+
+
+# Order, and states.
+
+
+def test_each_key_has_a_state_of_its_own_and_its_messages_in_order() -> None:
+    app = application()
+    at_work: list[str] = []
+
+    @app.application("fleet/{truck}/position", per="truck", state=Truck)
+    async def position(number: int, truck: str, state: Truck, context: Context) -> None:
+        assert truck not in at_work
+        at_work.append(truck)
+        await asyncio.sleep(10)
+        at_work.remove(truck)
+        state.seen.append(number)
+        assert context.state is state
+
+    with Harness(app) as harness:
+        for number in range(3):
+            for truck in "abcd":
+                harness.publish(f"fleet/{truck}/position", number)
+        harness.advance(5)
+        assert sorted(at_work) == list("abcd")
+        harness.settle()
+        assert harness.time == 30.0
+        assert harness.keys("position") == list("abcd")
+        for truck in "abcd":
+            assert harness.state("position", key=truck).seen == [0, 1, 2]
+
+
+def test_def_handlers_of_keys_have_several_threads_and_each_key_its_order() -> None:
+    app = application()
+    threads: set[int] = set()
+
+    @app.application("fleet/{truck}/position", per="truck", state=Truck)
+    def position(number: int, truck: str, state: Truck, socket: SyncSocket) -> None:
+        threads.add(threading.get_ident())
+        state.seen.append(number)
+        socket.publish(f"seen/{truck}", number)
+
+    with Harness(app) as harness:
+        for number in range(5):
+            for truck in "ab":
+                harness.publish(f"fleet/{truck}/position", number)
+        harness.settle()
+        assert harness.state("position", key="a").seen == [0, 1, 2, 3, 4]
+        assert harness.published("seen/b", type=int) == [0, 1, 2, 3, 4]
+    assert len(threads) == 2
+
+
+def test_each_key_has_an_instance_of_a_class_and_all_handlers_share_its_queue() -> None:
+    app = application()
+
+    class Fleet(Actor):
+        per = "truck"
+        state = Truck
+
+        def __init__(self, limit: int) -> None:
+            self.limit = limit
+
+        @on("fleet/{truck}/position")
+        async def position(self, number: int, truck: str, state: Truck) -> None:
+            assert id(state) == id(self.state)
+            await asyncio.sleep(10 if number == 0 else 0)
+            state.seen.append(number)
+
+        @on("fleet/{truck}/count")
+        async def count(self, payload: bytes) -> int:
+            return min(self.limit, len(self.state.seen))
+
+    app.add(Fleet, 2)
+    with Harness(app) as harness:
+        harness.publish("fleet/a/position", 0)
+        harness.publish("fleet/b/position", 1)
+        assert harness.request("fleet/b/count", reply=int) == 1
+        assert harness.time < 10
+        assert harness.request("fleet/a/count", reply=int) == 1
+        assert harness.time >= 10
+        assert harness.state("Fleet", key="a").seen == [0]
+
+
+@pytest.mark.parametrize(("concurrency", "most"), [(None, 16), (1, 1), (3, 3)])
+def test_only_so_many_keys_are_at_work_at_once(concurrency: int | None, most: int) -> None:
+    app = application()
+    at_work = 0
+    highest = 0
+
+    @app.application("work/{key}", per="key", concurrency=concurrency)
+    async def work(key: str) -> None:
+        nonlocal at_work, highest
+        at_work += 1
+        highest = max(highest, at_work)
+        await asyncio.sleep(1)
+        at_work -= 1
+
+    with Harness(app) as harness:
+        for key in range(48):
+            harness.publish(f"work/{key}")
+        harness.settle()
+        assert harness.time == 48 / most
+    assert highest == most
+
+
+# Failures.
+
+
+def test_a_key_that_waits_for_its_retry_holds_up_only_itself() -> None:
+    app = application()
+    done: list[tuple[str, int]] = []
+
+    @app.application("work/{key}", per="key", concurrency=1, retry=ONCE)
+    async def work(number: int, key: str, context: Context) -> None:
+        if key == "bad" and number == 0 and context.attempt == 1:
+            raise ValueError("not yet")
+        done.append((key, number))
+
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        for number in range(2):
+            harness.publish("work/bad", number)
+            harness.publish("work/good", number)
+        harness.advance(9)
+        assert done == [("good", 0), ("good", 1)]
+        harness.settle()
+        assert done[2:] == [("bad", 0), ("bad", 1)]
+
+
+def test_what_cannot_be_handled_becomes_a_dead_letter_of_its_key_only() -> None:
+    app = application()
+
+    @app.application("work/{key}", per="key", state=Truck)
+    async def work(number: int, state: Truck) -> None:
+        if number == 1:
+            raise Reject("odd")
+        state.seen.append(number)
+
+    with Harness(app, allow_failures=DecodeError) as harness:
+        for number in range(3):
+            harness.publish("work/a", number)
+        harness.publish("work/b", "no number")
+        harness.settle()
+        assert harness.state("work", key="a").seen == [0, 2]
+        assert [letter.topic for letter in harness.dead_letters()] == ["work/b", "work/a"]
+
+
+def test_a_state_that_cannot_be_made_fails_the_message_and_is_tried_again() -> None:
+    app = application()
+    made: list[int] = []
+
+    def make() -> Truck:
+        made.append(1)
+        if len(made) == 1:
+            raise OSError("not there")
+        return Truck()
+
+    @app.application("work/{key}", per="key", state=make, retry=ONCE)
+    async def work(number: int, state: Truck) -> None:
+        state.seen.append(number)
+
+    with Harness(app) as harness:
+        harness.expect_failure(ConfigurationError)
+        harness.publish("work/a", 1)
+        harness.settle()
+        assert harness.state("work", key="a").seen == [1]
+        assert harness.time == 10
+    assert len(made) == 2
+
+
+# Requests.
+
+
+def test_a_request_to_ones_own_key_is_a_deadlock_and_to_another_key_works() -> None:
+    app = application()
+
+    @app.application("node/{key}", per="key", concurrency=1)
+    async def node(payload: str, socket: Socket) -> str:
+        if not payload:
+            return "end"
+        first, *rest = payload.split(",")
+        return await socket.request(f"node/{first}", ",".join(rest), reply=str)
+
+    with Harness(app) as harness:
+        assert harness.request("node/7", "8", reply=str) == "end"
+        for path in ("7", "8,7", "8,9,7"):
+            with pytest.raises(RemoteError, match="app/0/node/7") as raised:
+                harness.request("node/7", path, reply=str)
+            assert raised.value.code == "deadlock"
+        long = "k" * 60_000
+        assert harness.request(f"node/{long}", f"{long}x", reply=str) == "end"
+        with pytest.raises(RemoteError) as raised:
+            harness.request(f"node/{long}", long, reply=str)
+        assert raised.value.code == "deadlock"
+        assert len(raised.value.text) < 1_000
+        assert harness.time < 1
+        harness.expect_failure(RemoteError)
+
+
+def test_handlers_that_wait_for_other_keys_do_not_take_all_places() -> None:
+    app = application()
+    served: list[str] = []
+
+    @app.application("ask/{key}", per="key", name="keys", concurrency=2)
+    async def ask(key: str, payload: bytes, socket: Socket) -> str:
+        if key.startswith("b"):
+            served.append(key)
+            return key
+        return await socket.request(f"ask/b{key}", reply=str)
+
+    with Harness(app) as harness:
+        for number in range(20):
+            harness.publish(f"ask/{number}")
+        harness.settle()
+        assert len(served) == 20
+        assert harness.time < 1
+
+
+def test_def_handlers_that_wait_for_other_keys_do_not_take_all_places() -> None:
+    app = application()
+
+    @app.application("ask/{key}", per="key", name="keys", concurrency=2)
+    def ask(key: str, payload: bytes, socket: SyncSocket) -> str:
+        if key.startswith("b"):
+            return key
+        return socket.request(f"ask/b{key}", reply=str)
+
+    with Harness(app) as harness:
+        for number in range(4):
+            harness.publish(f"ask/{number}")
+        harness.settle()
+        assert harness.request("ask/5", reply=str) == "b5"
+        assert harness.time < 1
+
+
+# States that go.
+
+
+def test_only_so_many_states_are_kept_and_the_oldest_go_first() -> None:
+    app = application()
+
+    @app.application("work/{key}", per="key", state=Truck, hot=2)
+    async def work(number: int, state: Truck) -> None:
+        state.seen.append(number)
+
+    with Harness(app) as harness:
+        for number, key in enumerate("abac"):
+            harness.publish(f"work/{key}", number)
+            harness.settle()
+        assert harness.keys("work") == ["a", "c"]
+        harness.publish("work/b", 4)
+        harness.settle()
+        assert harness.state("work", key="b").seen == [4]
+        assert harness.stats["keys.forgotten"] == 2
+
+
+def test_a_state_goes_after_it_was_idle() -> None:
+    app = application()
+
+    @app.application("work/{key}", per="key", state=Truck, idle=60)
+    async def work(number: int, state: Truck) -> None:
+        state.seen.append(number)
+
+    with Harness(app) as harness:
+        harness.publish("work/a", 1)
+        harness.publish("work/b", 1)
+        harness.advance(40)
+        harness.publish("work/a", 2)
+        harness.advance(30)
+        assert harness.keys("work") == ["a"]
+        harness.advance(60)
+        assert harness.keys("work") == []
+
+
+def test_a_key_stays_in_which_something_waits_runs_or_is_unsettled() -> None:
+    app = application()
+
+    @app.application("work/{key}", per="key", state=Truck)
+    async def work(number: int, key: str, state: Truck, context: Context) -> None:
+        state.seen.append(number)
+        if key == "slow":
+            await asyncio.sleep(10)
+        if key == "timed":
+            context.later(10, state.seen.append, -1)
+
+    with Harness(app) as harness:
+        for key in ("slow", "timed", "done"):
+            harness.publish(f"work/{key}", 1)
+        harness.advance(5)
+        harness.passivate("work")
+        harness.advance(1)
+        assert harness.keys("work") == ["slow", "timed"]
+        harness.advance(10)
+        assert harness.state("work", key="timed").seen == [1, -1]
+        harness.passivate("work", "timed")
+        harness.settle()
+        assert harness.keys("work") == ["slow"]
+
+
+def test_a_class_is_called_when_states_come_and_go() -> None:
+    app = application()
+    calls: list[tuple[str, str, int]] = []
+
+    class Fleet(Actor):
+        per = "truck"
+        state = Truck
+        idle = 60
+
+        async def on_activate(self, truck: str, socket: Socket) -> None:
+            calls.append(("activate", truck, 0))
+            await socket.publish(f"awake/{truck}")
+
+        def on_passivate(self, truck: str, state: Truck) -> None:
+            calls.append(("passivate", truck, len(state.seen)))
+
+        @on("fleet/{truck}")
+        async def position(self, number: int, state: Truck) -> None:
+            state.seen.append(number)
+
+    app.add(Fleet)
+    with Harness(app) as harness:
+        harness.publish("fleet/a", 1)
+        harness.publish("fleet/a", 2)
+        harness.advance(61)
+        assert calls == [("activate", "a", 0), ("passivate", "a", 2)]
+        harness.publish("fleet/b", 1)
+        harness.settle()
+    assert calls[2:] == [("activate", "b", 0), ("passivate", "b", 1)]
+
+
+def test_an_error_in_on_activate_fails_the_message_and_one_in_on_passivate_is_reported() -> None:
+    app = application()
+    tries: list[int] = []
+
+    class Fleet(Actor):
+        per = "truck"
+        retry = ONCE
+
+        async def on_activate(self) -> None:
+            tries.append(1)
+            if len(tries) == 1:
+                raise OSError("not yet")
+
+        async def on_passivate(self) -> None:
+            raise KeyError("late")
+
+        @on("fleet/{truck}")
+        async def position(self, number: int) -> None:
+            self.seen = number
+
+    app.add(Fleet)
+    with Harness(app) as harness:
+        harness.expect_failure(OSError, KeyError)
+        harness.publish("fleet/a", 1)
+        harness.settle()
+        assert harness.time == 10
+        assert harness.state("Fleet", key="a").seen == 1
+        harness.passivate("Fleet")
+        harness.settle()
+        assert harness.keys("Fleet") == []
+        assert harness.stats["keys.passivation_failed"] == 1
+
+
+def test_a_context_belongs_to_its_key_for_as_long_as_the_state_is_there() -> None:
+    app = application()
+    contexts: dict[str, Context] = {}
+
+    @app.application("work/{key}", per="key", state=Truck)
+    async def work(number: int, key: str, context: Context) -> None:
+        contexts.setdefault(key, context)
+        context.state.seen.append(number)
+
+    with Harness(app) as harness:
+        for number, key in enumerate("abab"):
+            harness.publish(f"work/{key}", number)
+        harness.settle()
+        assert contexts["a"].state.seen == [0, 2]
+        assert contexts["b"].state.seen == [1, 3]
+        harness.passivate("work", "a")
+        harness.advance(1)
+        with pytest.raises(ActorStopped):
+            contexts["a"].state  # noqa: B018
+        harness.publish("work/a", 4)
+        harness.settle()
+        with pytest.raises(ActorStopped):
+            contexts["a"].later(1, print)
+
+
+# Registration.
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"key": "truck"}, "key= does not go with per='truck'"),
+        ({"batch": (2, 1)}, "batch= does not go"),
+        ({"placement": "process"}, "placement= does not go"),
+        ({"overflow": Overflow.DROP_OLDEST}, "overflow= does not go"),
+        ({"per": "lorry"}, "per='lorry' is not a capture of its topics .there are: 'truck'."),
+        ({"per": "header:x"}, "per='header:x' is not a capture"),
+        ({"per": 7}, "give the name of a capture"),
+        ({"state": Truck()}, "one value for all keys"),
+        ({"hot": 0}, "hot=0"),
+        ({"idle": 0}, "idle=0"),
+        ({"per": None, "hot": 3}, "hot=3 has no effect without per="),
+        ({"per": None, "idle": 3}, "idle=3 has no effect without per="),
+        ({"topics": ["fleet/{truck}", "all/trucks"]}, "not a capture of 'all/trucks'"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_registration(options: dict[str, Any], text: str) -> None:
+    async def position(payload: bytes) -> None: ...
+
+    given = {"per": "truck", **options}
+    topics = given.pop("topics", "fleet/{truck}")
+    with pytest.raises(ConfigurationError, match=text):
+        application().application(topics, **given)(position)
+
+
+def test_a_class_with_hooks_that_nobody_would_call_is_refused() -> None:
+    class Fleet(Actor):
+        per = "truck"
+
+        def on_start(self) -> None: ...
+
+        @on("fleet/{truck}")
+        async def position(self, number: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="on_start is never called: use on_activate"):
+        application().add(Fleet)
+
+
+def test_there_is_no_reference_to_all_keys() -> None:
+    class Fleet(Actor):
+        per = "truck"
+
+        @on("fleet/{truck}")
+        async def position(self, number: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="per='truck'"):
+        application().add(Fleet).ref  # noqa: B018
+
+
+# Whatever happens.
+
+
+@pytest.mark.parametrize("profile", [None, "mqtt", "kafka"])
+@pytest.mark.parametrize("crash", [0, 0.01])
+@pytest.mark.parametrize("seed", range(8))
+def test_each_key_gets_its_messages_in_order_whatever_fails(
+    profile: Any, seed: int, crash: float
+) -> None:
+    app = DistributedApplication("memory://", name="app")
+    dice = random.Random(seed)
+    seen: dict[str, list[int]] = defaultdict(list)
+    at_work: set[str] = set()
+    retry = RetryPolicy(attempts=50, first=0.5, factor=1)
+
+    @app.application("work/{key}", per="key", concurrency=dice.choice((1, 3, 16)), retry=retry)
+    async def work(number: int, key: str, socket: Socket) -> None:
+        assert key not in at_work or crash
+        at_work.add(key)
+        try:
+            await asyncio.sleep(dice.choice((0, 0, 0.1, 2)))
+            if dice.random() < 0.2:
+                raise ValueError("a bad day")
+            await socket.publish(f"done/{key}", number)
+        finally:
+            at_work.discard(key)
+        seen[key].append(number)
+
+    with Harness(
+        app, seed=seed, faults=replace(Faults.all(), crash=crash), profile=profile
+    ) as harness:
+        harness.expect_failure(ValueError)
+        for number in range(1, 6):
+            for key in range(12):
+                harness.publish(f"work/{key}", number, key=str(key))
+        harness.settle()
+    assert len(seen) == 12
+    for numbers in seen.values():
+        firsts = list(dict.fromkeys(numbers))
+        assert firsts == [1, 2, 3, 4, 5]
