@@ -5,12 +5,15 @@ It may import `loop`, over whose network its clients connect. Begin with `_clust
 
 from __future__ import annotations
 
+from ._access_rules import Right
 from ._client_time import virtual_time
 from ._cluster import MAX_BATCH, Cluster, ClusterTopic
 from ._errors import ErrorCode, RequestRefused
 from ._group_member import Member
 from ._groups import Group, GroupState
-from ._partition_log import AppendedRecord, Log, encode_record
+from ._partition_log import AppendedRecord, Log
+from ._record_batches import encode_record
+from ._transactions import Transaction, TransactionState
 
 __all__ = [
     "MAX_BATCH",
@@ -23,6 +26,9 @@ __all__ = [
     "Log",
     "Member",
     "RequestRefused",
+    "Right",
+    "Transaction",
+    "TransactionState",
     "encode_record",
     "virtual_time",
 ]

@@ -9,9 +9,12 @@ from types import MappingProxyType
 
 from ...transports.kafka._partitioner import hash_of
 from ..loop._network import ServerConnection
+from ._access_rules import AccessRules, Right
 from ._errors import ErrorCode, RequestRefused
 from ._groups import Group
-from ._partition_log import AppendedRecord, Headers, Log, encode_record
+from ._partition_log import AppendedRecord, Log
+from ._record_batches import Headers, encode_record
+from ._transactions import Coordinator, Transaction
 
 __all__ = ["MAX_BATCH", "REFUSAL_DELAY", "Cluster", "ClusterTopic"]
 
@@ -33,28 +36,34 @@ class ClusterTopic:
         name: its name.
         partitions: how many.
         max_batch: bytes of the largest batch that it accepts.
+        tombstones: seconds for which tombstones are kept once it was compacted; None if it is not
+            to be compacted.
 
     Attributes:
         partitions: one log each.
     """
 
-    def __init__(self, name: str, partitions: int, max_batch: int) -> None:
+    def __init__(
+        self, name: str, partitions: int, max_batch: int, tombstones: float | None = None
+    ) -> None:
         self.name = name
         self.max_batch = max_batch
+        self.tombstones = tombstones
         self.partitions: list[Log] = []
         self.grow(partitions)
 
     def grow(self, partitions: int) -> None:
         """Grow to so many partitions; those that exist stay."""
         for number in range(len(self.partitions), partitions):
-            self.partitions.append(Log(self.name, number, self.max_batch))
+            keyed = self.tombstones is not None
+            self.partitions.append(Log(self.name, number, self.max_batch, keyed=keyed))
 
 
 class Cluster:
     """A cluster of one broker that speaks Kafka's protocol with any client.
 
-    Records, groups and producers behave as in a real one. There are no transactions, no logins, no
-    access rules and no retention, and any replication factor is accepted.
+    Records, groups, producers and transactions behave as in a real one. There are no logins and no
+    retention, everybody may do what was not denied to all, and any replication factor is accepted.
 
     Args:
         loop: the event loop.
@@ -63,7 +72,9 @@ class Cluster:
         on_event: called with a client id (or the name of a group), one word for what happened
             (``connect``, ``disconnect``, ``append``, ``duplicate``, ``fetch``, ``join``,
             ``return``, ``leave``, ``expire``, ``generation``, ``commit``, ``create-topic``,
-            ``delete-topic``), the topic, partition or group concerned, and an offset or number.
+            ``delete-topic``, ``init-producer``, ``begin``, ``offset``, ``commit-all``, ``abort``,
+            ``time-out``, ``marker``, ``ended``, ``compact``), the topic, partition, group or
+            transactional id concerned, and an offset or number.
         now: returns the wall time in seconds since 1970; None for the clock of the loop plus a
             fixed epoch.
 
@@ -73,7 +84,11 @@ class Cluster:
         initial_delay: seconds that an empty group waits for further members; 0, whereas a real
             broker waits 3 by default.
         session_timeouts: the least and the most seconds that a member may ask for.
-        on_append: called for each record that is appended, by a client or from outside.
+        on_append: called for each record that is appended, by a client or from outside; for those
+            in a transaction once it is committed.
+        marker_delay: seconds until a transaction that has ended has its next marker.
+        access: what clients may not do.
+        coordinator: coordinates transactions.
         patience: called when a client has waited for records as long as it asked to, and there are
             none; returns the seconds for which it is kept waiting beyond that, unless it sends
             another request. None for 0.
@@ -99,6 +114,9 @@ class Cluster:
         self.patience: Callable[[], float] | None = None
         self._on_event = on_event
         self._now = now
+        self.marker_delay = 0.001
+        self.access = AccessRules()
+        self.coordinator = Coordinator(self)
         self._topics: dict[str, ClusterTopic] = {}
         self._groups: dict[str, Group] = {}
         self._numbers = 0
@@ -117,6 +135,19 @@ class Cluster:
         """The groups by id, oldest first."""
         return MappingProxyType(self._groups)
 
+    @property
+    def transactions(self) -> Mapping[str, Transaction]:
+        """The transactions by transactional id, oldest first."""
+        return MappingProxyType(self.coordinator.transactions)
+
+    def deny(self, right: Right, name: str) -> None:
+        """Deny a right to what has this name, to everybody."""
+        self.access.deny(right, name)
+
+    def allow(self, right: Right, name: str) -> None:
+        """End `deny`."""
+        self.access.allow(right, name)
+
     def accept(self, connection: ServerConnection) -> None:
         """Serve a client; for `Network.listen`."""
         # Not at the top: it imports this module.
@@ -124,13 +155,22 @@ class Cluster:
 
         ConnectionHandler(self, connection)
 
-    def create_topic(self, name: str, partitions: int = 1, *, max_batch: int = MAX_BATCH) -> None:
+    def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        *,
+        max_batch: int = MAX_BATCH,
+        tombstones: float | None = None,
+    ) -> None:
         """Create a topic.
 
         Args:
             name: its name.
             partitions: how many; -1 for ``partitions_default``.
             max_batch: bytes of the largest batch that it accepts.
+            tombstones: seconds for which tombstones are kept once it was compacted; None if it is
+                not to be compacted.
 
         Raises:
             RequestRefused: it exists, or the name or the number is not allowed.
@@ -146,7 +186,7 @@ class Cluster:
         count = self.partitions_default if partitions == -1 else partitions
         if count < 1:
             raise RequestRefused(ErrorCode.INVALID_PARTITIONS)
-        self._topics[name] = ClusterTopic(name, count, max_batch)
+        self._topics[name] = ClusterTopic(name, count, max_batch, tombstones)
         self.note("", "create-topic", name, str(count))
 
     def alike(self, name: str) -> str | None:
@@ -170,13 +210,30 @@ class Cluster:
         if topic is None:
             raise RequestRefused(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
         for group in self._groups.values():
-            group.offsets = {
-                place: offset for place, offset in group.offsets.items() if place[0] != name
-            }
+            group.forget_topic(name)
         self.note("", "delete-topic", name)
         for log in topic.partitions:
             log.gone = True
             log.notify()
+
+    def compact(self, name: str) -> bool:
+        """Compact a topic now; return False if it is not to be compacted.
+
+        A real cluster leaves out the newest segment of each partition; this one leaves out nothing
+        but what may still be aborted.
+
+        Raises:
+            RequestRefused: there is no such topic.
+        """
+        found = self._topics.get(name)
+        if found is None:
+            raise RequestRefused(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
+        if found.tombstones is None:
+            return False
+        for log in found.partitions:
+            log.compact(self.now(), found.tombstones)
+        self.note("", "compact", name)
+        return True
 
     def append(
         self,
@@ -208,16 +265,19 @@ class Cluster:
             partition = self._partition_for(topic, key)
         moment = int(self.now() * 1000) if timestamp is None else timestamp
         batch = encode_record(key, value, headers, moment)
-        return self.append_batch("", self.log(topic, partition), batch)
+        return self.append_batch("", self.log(topic, partition), batch, None)
 
     def records(self, topic: str) -> list[AppendedRecord]:
-        """Return all records of a topic, in order of arrival; none if it does not exist."""
+        """Return the records of a topic, in order of arrival; none if it does not exist.
+
+        Those of transactions that are open or were aborted are left out.
+        """
         if topic not in self._topics:
             return []
         logs = self._topics[topic].partitions
         if len(logs) == 1:
-            return list(logs[0].records)
-        everything = [record for log in logs for record in log.records]
+            return logs[0].readable()
+        everything = [record for log in logs for record in log.readable()]
         return sorted(everything, key=lambda record: record.number)
 
     def end_offset(self, topic: str, partition: int) -> int:
@@ -227,6 +287,16 @@ class Cluster:
             RequestRefused: there is no such topic or partition.
         """
         return self.log(topic, partition).end
+
+    def readable_end(self, topic: str, partition: int) -> int:
+        """Return the offset after the last record that can be read, of those that are stable.
+
+        `end_offset` also counts the markers of transactions and what they have aborted.
+
+        Raises:
+            RequestRefused: there is no such topic or partition.
+        """
+        return self.log(topic, partition).readable_end
 
     def committed(self, group: str) -> dict[tuple[str, int], int]:
         """Return the offsets that a group has committed, by topic and partition."""
@@ -251,21 +321,42 @@ class Cluster:
             raise RequestRefused(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
         return found.partitions[partition]
 
-    def append_batch(self, client: str, log: Log, batch: bytes | None) -> int:
-        """Append a batch that a client has sent; return its offset.
+    def append_batch(self, client: str, log: Log, batch: bytes | None, name: str | None) -> int:
+        """Append a batch that a client has sent, with its transactional id; return its offset.
 
         Raises:
             RequestRefused: the batch is not accepted.
         """
-        offset, records = log.append(batch, self._next_number)
+
+        def verify(producer: int, epoch: int) -> None:
+            self.coordinator.verify(name, producer, epoch, (log.topic, log.partition))
+
+        offset, records = log.append(batch, self._next_number, verify)
         what = "append" if records else "duplicate"
         self.note(client, what, f"{log.topic}-{log.partition}", str(offset))
-        if self.on_append is not None:
-            for record in records:
-                self.on_append(log.topic, log.partition, record)
         if records:
+            if offset not in log.unreadable:
+                self._tell(records)
             log.notify()
         return offset
+
+    def append_marker(
+        self, topic: str, partition: int, producer: int, epoch: int, commit: bool
+    ) -> None:
+        """Append the marker that ends the transaction of a producer in a partition."""
+        if topic not in self._topics:
+            return
+        log = self.log(topic, partition)
+        moment = int(self.now() * 1000)
+        offset, records = log.end_transaction(producer, epoch, moment, commit=commit)
+        self.note("", "marker", f"{topic}-{partition}", str(offset))
+        self._tell(records)
+        log.notify()
+
+    def _tell(self, records: list[AppendedRecord]) -> None:
+        if self.on_append is not None:
+            for record in records:
+                self.on_append(record.topic, record.partition, record)
 
     def group(self, name: str) -> Group:
         """Return the group with this id; create it if there is none.

@@ -12,6 +12,7 @@ from ._fetch_requests import PendingFetch
 from ._group_requests import GROUP_REQUESTS
 from ._protocol_frames import FrameReader, Request, encode_answer, parse
 from ._topic_requests import TOPIC_REQUESTS
+from ._transaction_requests import TRANSACTION_REQUESTS
 
 __all__ = ["ConnectionHandler"]
 
@@ -19,6 +20,7 @@ _FETCH = 1
 _HANDLERS: dict[int, Callable[[Cluster, Request, Callable[[Any], None]], None]] = {
     **TOPIC_REQUESTS,
     **GROUP_REQUESTS,
+    **TRANSACTION_REQUESTS,
 }
 
 

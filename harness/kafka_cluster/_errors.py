@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
-__all__ = ["ErrorCode", "RequestRefused"]
+__all__ = ["ErrorCode", "RequestRefused", "code_of"]
 
 
 class ErrorCode(enum.IntEnum):
@@ -18,6 +19,7 @@ class ErrorCode(enum.IntEnum):
     MESSAGE_TOO_LARGE = 10
     COORDINATOR_NOT_AVAILABLE = 15
     INVALID_TOPIC = 17
+    NOT_ENOUGH_REPLICAS = 19
     INVALID_REQUIRED_ACKS = 21
     ILLEGAL_GENERATION = 22
     INCONSISTENT_GROUP_PROTOCOL = 23
@@ -25,13 +27,22 @@ class ErrorCode(enum.IntEnum):
     UNKNOWN_MEMBER_ID = 25
     INVALID_SESSION_TIMEOUT = 26
     REBALANCE_IN_PROGRESS = 27
+    TOPIC_AUTHORIZATION_FAILED = 29
+    GROUP_AUTHORIZATION_FAILED = 30
     TOPIC_ALREADY_EXISTS = 36
     INVALID_PARTITIONS = 37
     INVALID_REQUEST = 42
     OUT_OF_ORDER_SEQUENCE_NUMBER = 45
     INVALID_PRODUCER_EPOCH = 47
+    INVALID_TXN_STATE = 48
+    INVALID_PRODUCER_ID_MAPPING = 49
+    INVALID_TRANSACTION_TIMEOUT = 50
+    CONCURRENT_TRANSACTIONS = 51
+    TRANSACTIONAL_ID_AUTHORIZATION_FAILED = 53
+    OPERATION_NOT_ATTEMPTED = 55
     MEMBER_ID_REQUIRED = 79
     FENCED_INSTANCE_ID = 82
+    INVALID_RECORD = 87
 
 
 class RequestRefused(Exception):
@@ -45,3 +56,12 @@ class RequestRefused(Exception):
     def __init__(self, code: ErrorCode, text: str | None = None) -> None:
         super().__init__(text or code.name)
         self.code = code
+
+
+def code_of(step: Callable[[], object]) -> ErrorCode:
+    """Return the error code with which a step is refused; NONE if it succeeds."""
+    try:
+        step()
+    except RequestRefused as refusal:
+        return refusal.code
+    return ErrorCode.NONE

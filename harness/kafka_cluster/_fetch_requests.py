@@ -82,7 +82,7 @@ class PendingFetch:
                     log = self._checked(topic, partition, offset)
                 except RequestRefused:
                     return True
-                size += log.size_from(offset, wanted)
+                size += log.size_from(offset, wanted, self._end(log))
                 count += 1
         return size >= wanted or not count
 
@@ -91,6 +91,9 @@ class PendingFetch:
         if not log.start <= offset <= log.end:
             raise RequestRefused(ErrorCode.OFFSET_OUT_OF_RANGE)
         return log
+
+    def _end(self, log: Log) -> int:
+        return log.end_for(self._request.body.isolation_level)
 
     def _answer(self) -> None:
         self.cancel()
@@ -103,20 +106,25 @@ class PendingFetch:
         for topic, wanted in body.topics:
             partitions = []
             for partition, _, offset, _, most in wanted:
-                code, start, end, data = ErrorCode.NONE, -1, -1, b""
+                code, start, end, stable, data = ErrorCode.NONE, -1, -1, -1, b""
+                aborted: list[tuple[int, int]] | None = None
                 try:
                     log = self._checked(topic, partition, offset)
                 except RequestRefused as refusal:
                     code, refused = refusal.code, True
                 else:
-                    start, end = log.start, log.end
-                    data = log.read(offset, min(most, max(left, 0)), at_least_one=first)
+                    start, end, stable = log.start, log.end, log.stable
+                    limit = self._end(log)
+                    size = min(most, max(left, 0))
+                    data = log.read(offset, size, limit, at_least_one=first)
+                    if body.isolation_level:
+                        aborted = log.aborted_between(offset, limit)
                 if data:
                     first = False
                     left -= len(data)
                     place = f"{topic}-{partition}"
                     self._cluster.note(self._request.client_id, "fetch", place, str(offset))
-                partitions.append((partition, code, end, end, start, None, _NO_REPLICA, data))
+                partitions.append((partition, code, end, stable, start, aborted, _NO_REPLICA, data))
             topics.append((topic, partitions))
         answer = FetchResponse_v11(0, 0, 0, topics)
         if refused:

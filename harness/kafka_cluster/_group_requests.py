@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ._cluster import Cluster
-from ._errors import ErrorCode, RequestRefused
+from ._errors import ErrorCode, RequestRefused, code_of
 from ._group_member import JoinAnswer, JoinRequest
 from ._groups import Group, GroupState
 from ._protocol_frames import Request
@@ -20,6 +20,7 @@ _NO_OFFSET = -1
 
 
 def _find_coordinator(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    # Of groups and of transactions: there is only one broker.
     reply(request.body.RESPONSE_TYPE(0, ErrorCode.NONE, None, _NODE, cluster.host, cluster.port))
 
 
@@ -89,7 +90,7 @@ def _heartbeat(cluster: Cluster, request: Request, reply: _Reply) -> None:
     reply(
         body.RESPONSE_TYPE(
             0,
-            _code(
+            code_of(
                 lambda: _known(cluster, body.group).heartbeat(body.member_id, body.generation_id)
             ),
         )
@@ -98,7 +99,7 @@ def _heartbeat(cluster: Cluster, request: Request, reply: _Reply) -> None:
 
 def _leave(cluster: Cluster, request: Request, reply: _Reply) -> None:
     body = request.body
-    code = _code(lambda: _known(cluster, body.group).leave(body.member_id))
+    code = code_of(lambda: _known(cluster, body.group).leave(body.member_id))
     reply(body.RESPONSE_TYPE(0, code))
 
 
@@ -106,16 +107,16 @@ def _commit(cluster: Cluster, request: Request, reply: _Reply) -> None:
     body = request.body
     member, generation = body.consumer_id, body.consumer_group_generation_id
     topics = []
-    code = _code(lambda: _for_commit(cluster, body).check_commit(member, generation))
+    code = code_of(lambda: _for_commit(cluster, body).check_commit(member, generation))
     for topic, offsets in body.topics:
         partitions = []
         for partition, offset, metadata in offsets:
             its_code = code
             if code is ErrorCode.NONE:
-                its_code = _code(partial(cluster.log, topic, partition))
+                its_code = code_of(partial(cluster.log, topic, partition))
             if its_code is ErrorCode.NONE:
                 group = cluster.groups[body.consumer_group]
-                group.offsets[topic, partition] = offset, metadata or ""
+                group.commit((topic, partition), offset, metadata or "")
                 cluster.note(request.client_id, "commit", f"{topic}-{partition}", str(offset))
             partitions.append((partition, its_code))
         topics.append((topic, partitions))
@@ -182,14 +183,6 @@ def _known(cluster: Cluster, name: str) -> Group:
     if name not in cluster.groups:
         raise RequestRefused(ErrorCode.UNKNOWN_MEMBER_ID)
     return cluster.groups[name]
-
-
-def _code(step: Callable[[], object]) -> ErrorCode:
-    try:
-        step()
-    except RequestRefused as refusal:
-        return refusal.code
-    return ErrorCode.NONE
 
 
 GROUP_REQUESTS: dict[int, Callable[[Cluster, Request, _Reply], None]] = {

@@ -38,6 +38,8 @@ class Group:
         leader: id of the member that assigns partitions.
         protocol: the assignment strategy that all members know.
         offsets: the committed offsets and their metadata, by topic and partition.
+        pending: those in transactions that are not committed yet, by producer and its epoch, with a
+            number that counts all commits.
         initial_delay: seconds that an empty group waits for further members.
     """
 
@@ -55,10 +57,13 @@ class Group:
         self.protocol = ""
         self.protocol_type = ""
         self.offsets: dict[tuple[str, int], tuple[int, str]] = {}
+        self.pending: dict[tuple[int, int], dict[tuple[str, int], tuple[int, str, int]]] = {}
         self.initial_delay = 0.0
         self._loop = loop
         self._note = note
         self._count = 0
+        self._commits = 0
+        self._committed_as: dict[tuple[str, int], int] = {}
         self._pending: dict[str, asyncio.TimerHandle] = {}
         self._static: dict[str, str] = {}
         self._rebalancing: asyncio.TimerHandle | None = None
@@ -140,6 +145,39 @@ class Group:
         if self.state is GroupState.COMPLETING_REBALANCE:
             raise RequestRefused(ErrorCode.REBALANCE_IN_PROGRESS)
         self._alive(member)
+
+    # Offsets.
+
+    def commit(self, place: tuple[str, int], offset: int, metadata: str) -> None:
+        """Store the offset of a partition."""
+        self._commits += 1
+        self._store(place, offset, metadata, self._commits)
+
+    def commit_in_transaction(
+        self, producer: tuple[int, int], place: tuple[str, int], offset: int, metadata: str
+    ) -> None:
+        """Store the offset of a partition once the transaction of a producer is committed."""
+        self._commits += 1
+        self.pending.setdefault(producer, {})[place] = offset, metadata, self._commits
+
+    def end_transaction(self, producer: int, *, commit: bool) -> None:
+        """Store the offsets in the transaction of a producer, or drop them."""
+        for key in [key for key in self.pending if key[0] == producer]:
+            for place, (offset, metadata, number) in self.pending.pop(key).items():
+                # One that was committed after this one was sent stays, as in a broker.
+                if commit and number > self._committed_as.get(place, 0):
+                    self._store(place, offset, metadata, number)
+
+    def forget_topic(self, name: str) -> None:
+        """Drop the offsets of a topic."""
+        self.offsets = {place: it for place, it in self.offsets.items() if place[0] != name}
+        for pending in self.pending.values():
+            for place in [place for place in pending if place[0] == name]:
+                del pending[place]
+
+    def _store(self, place: tuple[str, int], offset: int, metadata: str, number: int) -> None:
+        self.offsets[place] = offset, metadata
+        self._committed_as[place] = number
 
     def rebalance(self) -> bool:
         """Make all members rejoin; return False if there are none, or they are doing so already."""

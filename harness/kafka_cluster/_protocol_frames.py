@@ -27,7 +27,13 @@ from aiokafka.protocol.group import (
 from aiokafka.protocol.metadata import MetadataRequest_v5
 from aiokafka.protocol.offset import OffsetRequest_v3
 from aiokafka.protocol.produce import ProduceRequest_v7
-from aiokafka.protocol.transaction import InitProducerIdRequest_v0
+from aiokafka.protocol.transaction import (
+    AddOffsetsToTxnRequest_v0,
+    AddPartitionsToTxnRequest_v0,
+    EndTxnRequest_v0,
+    InitProducerIdRequest_v0,
+    TxnOffsetCommitRequest_v0,
+)
 
 __all__ = ["REQUESTS", "FrameReader", "Request", "encode_answer", "parse"]
 
@@ -52,6 +58,10 @@ REQUESTS: dict[int, Any] = {
         DeleteTopicsRequest_v3,
         DeleteRecordsRequest_v1,
         InitProducerIdRequest_v0,
+        AddPartitionsToTxnRequest_v0,
+        AddOffsetsToTxnRequest_v0,
+        EndTxnRequest_v0,
+        TxnOffsetCommitRequest_v0,
         CreatePartitionsRequest_v1,
     )
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ._access_rules import Right
 from ._cluster import MAX_BATCH, REFUSAL_DELAY, Cluster
 from ._errors import ErrorCode, RequestRefused
 from ._protocol_frames import REQUESTS, Request
@@ -17,6 +18,7 @@ _NODE = 0
 _CLUSTER_ID = "simulated"
 _LATEST, _EARLIEST = -1, -2
 _NO_OFFSET = -1
+_TOMBSTONES = 86_400_000
 
 
 def _api_versions(cluster: Cluster, request: Request, reply: _Reply) -> None:
@@ -77,8 +79,10 @@ def _append(
     try:
         if request.body.required_acks not in (-1, 0, 1):
             raise RequestRefused(ErrorCode.INVALID_REQUIRED_ACKS)
+        cluster.access.check(Right.WRITE_TOPIC, topic)
         log = cluster.log(topic, partition)
-        return ErrorCode.NONE, cluster.append_batch(request.client_id, log, batch)
+        name = request.body.transactional_id
+        return ErrorCode.NONE, cluster.append_batch(request.client_id, log, batch, name)
     except RequestRefused as refusal:
         return refusal.code, _NO_OFFSET
 
@@ -94,12 +98,13 @@ def _list_offsets(cluster: Cluster, request: Request, reply: _Reply) -> None:
             except RequestRefused as refusal:
                 code = refusal.code
             else:
+                end = log.end_for(request.body.isolation_level)
                 if timestamp == _LATEST:
-                    offset = log.end
+                    offset = end
                 elif timestamp == _EARLIEST:
                     offset = log.start
                 else:
-                    moment, offset = log.offset_for(timestamp)
+                    moment, offset = log.offset_for(timestamp, end)
             partitions.append((partition, code, moment, offset))
         topics.append((topic, partitions))
     reply(request.body.RESPONSE_TYPE(0, topics))
@@ -122,27 +127,23 @@ def _delete_records(cluster: Cluster, request: Request, reply: _Reply) -> None:
     reply(request.body.RESPONSE_TYPE(0, topics))
 
 
-def _init_producer(cluster: Cluster, request: Request, reply: _Reply) -> None:
-    answer = request.body.RESPONSE_TYPE
-    if request.body.transactional_id is not None:
-        reply(answer(0, ErrorCode.INVALID_REQUEST, -1, -1))
-    else:
-        reply(answer(0, ErrorCode.NONE, cluster.next_producer(), 0))
-
-
 def _create_topics(cluster: Cluster, request: Request, reply: _Reply) -> None:
     errors = []
     for name, partitions, _, placed, configs in request.body.create_topic_requests:
         settings = dict(configs)
         most = int(settings.get("max.message.bytes", MAX_BATCH))
+        tombstones = None
+        if "compact" in settings.get("cleanup.policy", ""):
+            tombstones = int(settings.get("delete.retention.ms", _TOMBSTONES)) / 1000
         count = len(placed) or partitions
-        errors.append(_done(name, partial(_make, cluster, request, name, count, most)))
+        make = partial(cluster.create_topic, name, count, max_batch=most, tombstones=tombstones)
+        errors.append(_done(name, partial(_make, cluster, request, name, make)))
     reply(request.body.RESPONSE_TYPE(0, errors))
 
 
-def _make(cluster: Cluster, request: Request, name: str, partitions: int, max_batch: int) -> None:
+def _make(cluster: Cluster, request: Request, name: str, make: Callable[[], None]) -> None:
     if not request.body.validate_only:
-        cluster.create_topic(name, partitions, max_batch=max_batch)
+        make()
     elif name in cluster.topics:
         raise RequestRefused(ErrorCode.TOPIC_ALREADY_EXISTS)
 
@@ -186,7 +187,6 @@ TOPIC_REQUESTS: dict[int, Callable[[Cluster, Request, _Reply], None]] = {
     19: _create_topics,
     20: _delete_topics,
     21: _delete_records,
-    22: _init_producer,
     37: _create_partitions,
 }
 """The functions that answer these requests, by API key."""

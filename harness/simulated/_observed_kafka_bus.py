@@ -213,7 +213,7 @@ class ObservedKafkaBus(KafkaBus):
         return None
 
     def _ends(self, selection: Selection) -> Iterator[tuple[str, int, int]]:
-        """Yield the partitions of the selected topics, with the offset of the next record."""
+        """Yield the partitions of the selected topics, with the end of what can be read."""
         names, pattern, _ = selection
         for topic, stored in self._cluster.topics.items():
             if topic in names or (pattern is not None and pattern.match(topic) is not None):
@@ -221,4 +221,4 @@ class ObservedKafkaBus(KafkaBus):
                     yield topic, partition, self._end(topic, partition)
 
     def _end(self, topic: str, partition: int) -> int:
-        return self._cluster.end_offset(topic, partition)
+        return self._cluster.readable_end(topic, partition)

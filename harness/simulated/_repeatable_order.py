@@ -19,15 +19,21 @@ import aiokafka.consumer.group_coordinator
 import aiokafka.consumer.subscription_state
 import aiokafka.coordinator.assignors.range
 import aiokafka.coordinator.assignors.roundrobin
+import aiokafka.partitioner
 import aiokafka.producer.message_accumulator
 import aiokafka.producer.producer
 import aiokafka.producer.sender
+import aiokafka.producer.transaction_manager
 
 from ...errors import ConfigurationError
 
 __all__ = ["repeatable_order"]
 
-_DRAWING: tuple[types.ModuleType, ...] = (aiokafka.client, aiokafka.consumer.fetcher)
+_DRAWING: tuple[types.ModuleType, ...] = (
+    aiokafka.client,
+    aiokafka.consumer.fetcher,
+    aiokafka.partitioner,
+)
 _KEEPING_SETS: tuple[types.ModuleType, ...] = (
     aiokafka.client,
     aiokafka.cluster,
@@ -40,6 +46,7 @@ _KEEPING_SETS: tuple[types.ModuleType, ...] = (
     aiokafka.producer.message_accumulator,
     aiokafka.producer.producer,
     aiokafka.producer.sender,
+    aiokafka.producer.transaction_manager,
 )
 
 

@@ -143,7 +143,7 @@ class SimulatedKafkaBus(HarnessBus):
 
     def _under_way(self, to_commit: Offsets) -> str | None:
         self._buses = [bus for bus in self._buses if not bus.gone]
-        problem = self._connections.under_way()
+        problem = self._connections.under_way() or self._open_transaction()
         if problem is None:
             settled: Offsets = {}
             for bus in self._buses:
@@ -153,6 +153,12 @@ class SimulatedKafkaBus(HarnessBus):
                     self._connections.is_connected, settled, to_commit
                 )
         return problem
+
+    def _open_transaction(self) -> str | None:
+        for name, transaction in self.cluster.transactions.items():
+            if transaction.open:
+                return f"transaction {name!r} is open"
+        return None
 
     def begin_to_settle(self) -> None:
         """See `HarnessBus.begin_to_settle`."""
@@ -254,7 +260,9 @@ class SimulatedKafkaBus(HarnessBus):
             return
         world.note(envelope)
         dice = world.dice
-        if not self._names.is_own(topic) and dice.strikes(dice.faults.duplicate):
+        if record.transactional or self._names.is_own(topic):
+            return
+        if dice.strikes(dice.faults.duplicate):
             world.loop.call_soon(self._repeat, record, context=world.outside)
 
     def _repeat(self, record: AppendedRecord) -> None:

@@ -24,7 +24,8 @@ from spa_dat.harness.kafka_cluster import (
     RequestRefused,
     virtual_time,
 )
-from spa_dat.harness.kafka_cluster._partition_log import Log, encode_record
+from spa_dat.harness.kafka_cluster._partition_log import Log
+from spa_dat.harness.kafka_cluster._record_batches import encode_record
 from spa_dat.harness.loop._network import Network
 from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Envelope, Identity, KafkaConfig, Subscription, Surroundings
@@ -153,9 +154,11 @@ async def test_little_of_each_partition_is_in_memory_while_its_history_is_read()
         for log in here.cluster.topics["t"].partitions:
             read = log.read
 
-            def counted(offset: int, most: int, *, at_least_one: bool, read: Any = read) -> bytes:
+            def counted(
+                offset: int, most: int, end: int, *, at_least_one: bool, read: Any = read
+            ) -> bytes:
                 nonlocal sent
-                found: bytes = read(offset, most, at_least_one=at_least_one)
+                found: bytes = read(offset, most, end, at_least_one=at_least_one)
                 sent += len(found)
                 return found
 
