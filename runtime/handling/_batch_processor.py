@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..._texts import describe, error_name, quoted
@@ -22,6 +23,7 @@ from ..options._retry_policy import Reject, Retry
 from ..payloads._codec import check_readable
 from ..registration._specs import Handler
 from ..routing._routed_deliveries import RoutedDelivery
+from ..routing._tallies import Tally
 from ._argument_values import ProducerScope, with_usable_address
 from ._delivery_processor import DONE_WITH, DeliveryProcessor
 from ._failures_and_retries import SHORTEST_PAUSE, as_failure, log_failure
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchProcessor"]
 
+_tally_of: Callable[[RoutedDelivery], Tally] = attrgetter("route.tally")
 _NAMESPACE = uuid.UUID("0b0d1f0e-5a43-5c0a-9d5f-3e0f0c7a6b21")
 
 
@@ -51,7 +54,7 @@ class BatchProcessor(DeliveryProcessor):
             instance: of the actor's class.
             deliveries: not started; all from one router and for one handler.
         """
-        handled = {delivery.route.tally: delivery.route.tally.handled for delivery in deliveries}
+        handled = {tally: tally.handled for tally in set(map(_tally_of, deliveries))}
         batch: list[RoutedDelivery] = []
         values: list[Any] = []
         unreadable: list[tuple[RoutedDelivery, DecodeError]] = []

@@ -136,7 +136,12 @@ class MeasuredBatchProcessor(BatchProcessor, _Measuring):
     async def handle_batch(self, instance: Any, deliveries: Sequence[RoutedDelivery]) -> None:
         """As of `BatchProcessor`."""
         for delivery in deliveries:
-            self.taken(delivery)
+            # `taken`, without the cost of two calls.
+            series = delivery.route.series
+            assert series is not None
+            series.consumed += 1
+            if delivery.arrived:
+                _note_wait(series, delivery, self._clock())
         await super().handle_batch(instance, deliveries)
 
 
