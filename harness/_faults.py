@@ -40,6 +40,7 @@ class Faults:
             it; the order on each connection is kept, as with TCP.
         cut: a connection is cut, and opened again after the usual backoff.
         rebalance: the partitions of a group are reassigned (Kafka only).
+        compact: compacted topics are compacted (Kafka only, and where there are such topics).
         crash_actor: an actor loses its state and starts again, with the message that it was working
             on.
         crash: an application is killed at once, and started again up to a second later.
@@ -52,6 +53,7 @@ class Faults:
     reorder: float = 0.0
     cut: float = 0.0
     rebalance: float = 0.0
+    compact: float = 0.0
     crash_actor: float = 0.0
     crash: float = 0.0
     most: int = 10
@@ -75,6 +77,7 @@ class Faults:
             reorder=0.3,
             cut=0.01,
             rebalance=0.01,
+            compact=0.01,
             crash_actor=0.01,
             crash=0.01,
         )
@@ -107,7 +110,7 @@ class Dice:
         chances = [getattr(made, field.name) for field in fields(made)[:-1]]
         self.active = self.left > 0 and any(chances)
         self.at_steps = self.active and any(
-            (made.cut, made.rebalance, made.crash_actor, made.crash)
+            (made.cut, made.rebalance, made.compact, made.crash_actor, made.crash)
         )
 
     def stop(self) -> None:

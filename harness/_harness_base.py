@@ -284,6 +284,14 @@ class HarnessBase:
         """Make all groups reassign their partitions (Kafka)."""
         self._core.rebalance()
 
+    def compact(self) -> None:
+        """Compact all topics with ``cleanup.policy=compact`` (Kafka).
+
+        Of the records with the same key only the last one is left. A tombstone goes the next time,
+        if ``delete.retention.ms`` is over.
+        """
+        self._core.compact()
+
     def crash(self, application: DistributedApplication | None = None) -> None:
         """Kill an application, like ``kill -9``: nothing of it runs or is sent any more.
 

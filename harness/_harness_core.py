@@ -191,6 +191,12 @@ class HarnessCore:
         for bus in self.world.buses.values():
             self.soon(bus.rebalance)
 
+    def compact(self) -> None:
+        """See `HarnessBase.compact`."""
+        self.world.check_simulated("compact()")
+        for bus in self.world.buses.values():
+            self.soon(bus.compact)
+
     def crash(self, application: DistributedApplication | None) -> None:
         """See `HarnessBase.crash`."""
         self.world.check_simulated("crash()")

@@ -329,6 +329,8 @@ class Cluster:
         """
 
         def verify(producer: int, epoch: int) -> None:
+            if name is None:
+                raise RequestRefused(ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED)
             self.coordinator.verify(name, producer, epoch, (log.topic, log.partition))
 
         offset, records = log.append(batch, self._next_number, verify)

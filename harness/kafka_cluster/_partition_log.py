@@ -97,6 +97,7 @@ class Log:
         self._lasts: list[int] = []
         self._open: dict[int, list[AppendedRecord]] = {}
         self._aborted: list[_Aborted] = []
+        self._markers: dict[int, int] = {}
         # Epoch and first sequence of producers that have nothing here yet.
         self._attempts: dict[int, tuple[int, int]] = {}
         self._producers: dict[int, _ProducerState] = {}
@@ -155,6 +156,8 @@ class Log:
         if batch.transactional and producer not in self._open:
             self._note_attempt(producer, batch.epoch, batch.sequence)
             verify(producer, batch.epoch)
+        if batch.control:
+            raise RequestRefused(ErrorCode.INVALID_RECORD)
         if len(batch.data) > self.max_batch:
             raise RequestRefused(ErrorCode.MESSAGE_TOO_LARGE)
         last_sequence = (batch.sequence + batch.last - batch.base) % _SEQUENCES
@@ -196,6 +199,7 @@ class Log:
             The offset of the marker, and the records that can be read now.
         """
         offset = self.end
+        self._markers[offset] = timestamp
         self._add(place_batch(encode_marker(producer, epoch, timestamp, commit=commit), offset))
         state = self._producers.get(producer)
         if state is None or epoch > state.epoch:
@@ -278,19 +282,25 @@ class Log:
         self.records = [it for it in self.records if it.offset >= stable or it.offset in left]
         self.unreadable = {offset for offset in self.unreadable if offset >= stable}
         self._aborted = [it for it in self._aborted if it.marker >= stable or it.marker in markers]
+        self._markers = {
+            offset: moment
+            for offset, moment in self._markers.items()
+            if offset >= stable or offset in markers
+        }
 
     def offset_for(self, timestamp: int, end: int) -> tuple[int, int]:
         """Return timestamp and offset of the first record not older; -1 and -1 if there is none.
+
+        Markers count, as in a broker.
 
         Args:
             timestamp: milliseconds since 1970 (UTC).
             end: the offset before which to look.
         """
-        for record in self.records:
-            if record.offset >= end:
-                break
-            if record.timestamp >= timestamp:
-                return record.timestamp, record.offset
+        times = [(record.offset, record.timestamp) for record in self.records]
+        for offset, moment in sorted([*times, *self._markers.items()]):
+            if self.start <= offset < end and moment >= timestamp:
+                return moment, offset
         return -1, -1
 
     def wait(self, callback: Callable[[], None]) -> None:

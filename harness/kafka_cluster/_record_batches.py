@@ -78,7 +78,7 @@ def parse_batch(data: bytes | None) -> Batch:
     """Return a batch that a producer has sent.
 
     Raises:
-        RequestRefused: it is corrupt, or of a kind that producers may not send.
+        RequestRefused: it is corrupt.
     """
     if data is None or len(data) < _HEADER.size:
         raise RequestRefused(ErrorCode.CORRUPT_MESSAGE)
@@ -89,10 +89,10 @@ def parse_batch(data: bytes | None) -> Batch:
         raise RequestRefused(ErrorCode.CORRUPT_MESSAGE)
     if not DefaultRecordBatch(data).validate_crc():
         raise RequestRefused(ErrorCode.CORRUPT_MESSAGE)
-    transactional = bool(attributes & _TRANSACTIONAL)
-    if attributes & _CONTROL or (transactional and producer < 0):
-        raise RequestRefused(ErrorCode.INVALID_RECORD)
-    return Batch(data, base, base + delta, producer, epoch, sequence, transactional, control=False)
+    # Without a producer a batch is part of no transaction, whatever it says.
+    transactional = bool(attributes & _TRANSACTIONAL) and producer >= 0
+    control = bool(attributes & _CONTROL)
+    return Batch(data, base, base + delta, producer, epoch, sequence, transactional, control)
 
 
 def place_batch(batch: Batch, offset: int) -> Batch:

@@ -82,6 +82,8 @@ def _append(
         cluster.access.check(Right.WRITE_TOPIC, topic)
         log = cluster.log(topic, partition)
         name = request.body.transactional_id
+        if name is not None:
+            cluster.access.check(Right.TRANSACT, name)
         return ErrorCode.NONE, cluster.append_batch(request.client_id, log, batch, name)
     except RequestRefused as refusal:
         return refusal.code, _NO_OFFSET

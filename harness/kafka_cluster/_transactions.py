@@ -155,9 +155,7 @@ class Coordinator:
         elif found.state is not _COMPLETE[commit]:
             raise RequestRefused(ErrorCode.INVALID_TXN_STATE)
 
-    def verify(
-        self, name: str | None, producer: int, epoch: int, place: tuple[str, int] | None
-    ) -> None:
+    def verify(self, name: str, producer: int, epoch: int, place: tuple[str, int] | None) -> None:
         """Check that a partition is in the open transaction; None for any group's offsets.
 
         Raises:
@@ -170,8 +168,8 @@ class Coordinator:
         if not (found.groups if place is None else place in found.partitions):
             raise RequestRefused(ErrorCode.INVALID_TXN_STATE)
 
-    def _known(self, name: str | None, producer: int, epoch: int) -> Transaction:
-        found = self.transactions.get(name or "")
+    def _known(self, name: str, producer: int, epoch: int) -> Transaction:
+        found = self.transactions.get(name)
         if found is None or found.producer != producer:
             raise RequestRefused(ErrorCode.INVALID_PRODUCER_ID_MAPPING)
         if found.epoch != epoch:

@@ -234,6 +234,16 @@ class SimulatedKafkaBus(HarnessBus):
             group.rebalance()
         return bool(groups)
 
+    @property
+    def has_compacted_topics(self) -> bool:
+        """See `HarnessBus.has_compacted_topics`."""
+        return any(topic.tombstones is not None for topic in self.cluster.topics.values())
+
+    def compact(self) -> None:
+        """See `HarnessBus.compact`."""
+        for name in self.cluster.topics:
+            self.cluster.compact(name)
+
     def close(self) -> None:
         """See `HarnessBus.close`."""
         self._end.close()

@@ -126,6 +126,14 @@ class HarnessBus(abc.ABC):
         """Reassign the partitions; return False if there are none to assign."""
         return False
 
+    @property
+    def has_compacted_topics(self) -> bool:
+        """Whether there is anything for `compact` to do."""
+        return False
+
+    def compact(self) -> None:  # noqa: B027 (not every bus has such topics)
+        """Compact the topics that are to be compacted."""
+
     def close(self) -> None:  # noqa: B027 (there is nothing that every bus has to do)
         """Release what the bus holds, at the end of the world."""
 

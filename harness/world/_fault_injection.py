@@ -43,6 +43,11 @@ class FaultInjector:
         if dice.strikes(faults.rebalance):
             for bus in world.buses.values():
                 world.free(bus.rebalance)
+        compacted = [bus for bus in world.buses.values() if bus.has_compacted_topics]
+        # Not asked elsewhere: seeds keep their meaning.
+        if compacted and dice.strikes(faults.compact):
+            for bus in compacted:
+                world.free(bus.compact)
         if dice.strikes(faults.crash_actor):
             lanes = [
                 lane

@@ -260,6 +260,7 @@ def test_at_the_end_everything_is_settled_and_checked(factory: HarnessFactory) -
         ("outage", lambda harness: harness.outage(1)),
         ("crash", lambda harness: harness.crash()),
         ("rebalance", lambda harness: harness.rebalance()),
+        ("compact", lambda harness: harness.compact()),
         ("restart_actor", lambda harness: harness.restart_actor("carry")),
     ],
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.producer import message_accumulator as accumulator
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
 from aiokafka.record.util import calc_crc32c
@@ -331,6 +332,83 @@ def test_to_settle_takes_until_no_transaction_is_open() -> None:
         writer.abandon()
         harness.settle()
         assert "time-out" in harness.trace
+
+
+class Keeper:
+    """An application that keeps the last values of what it gets in a compacted topic.
+
+    Attributes:
+        app: the application.
+        kept: what was in the topic at the end, by offset.
+    """
+
+    def __init__(self) -> None:
+        self.app = app = DistributedApplication("kafka://broker:9092", name="app")
+        self.kept: dict[int, tuple[bytes, bytes]] = {}
+
+        @app.application("in", concurrency=1)
+        async def keep(payload: int) -> None:
+            if payload < 0:
+                await self._read()
+                return
+            if payload == 0:
+                await self._create()
+            producer = AIOKafkaProducer(bootstrap_servers=_HARNESS_SERVER)
+            try:
+                await producer.start()
+                await producer.send_and_wait("kept", b"%d" % payload, key=b"%d" % (payload % 3))
+            finally:
+                await producer.stop()
+
+    async def _create(self) -> None:
+        client = AIOKafkaAdminClient(bootstrap_servers=_HARNESS_SERVER)
+        await client.start()
+        compacted = {"cleanup.policy": "compact"}
+        await client.create_topics([NewTopic("kept", 1, 1, topic_configs=compacted)])
+        await client.close()
+
+    async def _read(self) -> None:
+        consumer = AIOKafkaConsumer(bootstrap_servers=_HARNESS_SERVER)
+        place = TopicPartition("kept", 0)
+        consumer.assign([place])
+        try:
+            await consumer.start()
+            await consumer.seek_to_beginning(place)
+            end = (await consumer.end_offsets([place]))[place]
+            while await consumer.position(place) < end:
+                for records in (await consumer.getmany(timeout_ms=100)).values():
+                    self.kept |= {it.offset: (it.key, it.value) for it in records}
+        finally:
+            await consumer.stop()
+
+
+def test_a_harness_compacts_topics() -> None:
+    keeper = Keeper()
+    with Harness(keeper.app) as harness:
+        for number in range(8):
+            harness.publish("in", number, key="k")
+        harness.settle()
+        harness.compact()
+        harness.publish("in", -1, key="k")
+        harness.settle()
+        assert keeper.kept == {5: (b"2", b"5"), 6: (b"0", b"6"), 7: (b"1", b"7")}
+
+
+def test_the_fault_compact_strikes_where_there_is_something_to_compact() -> None:
+    keeper = Keeper()
+    with Harness(keeper.app, faults=Faults(compact=0.5)) as harness:
+        for number in range(8):
+            harness.publish("in", number, key="k")
+        harness.publish("in", -1, key="k")
+        harness.settle()
+        assert harness.trace.count(" compact ") == 10
+        last = {b"2": b"5", b"0": b"6", b"1": b"7"}
+        assert dict(keeper.kept.values()) == last
+    other = DistributedApplication("kafka://broker:9092", name="other")
+    with Harness(other, faults=Faults(compact=1.0)) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+        assert " compact " not in harness.trace
 
 
 _SCRIPT = """

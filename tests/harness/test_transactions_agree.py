@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.producer import message_accumulator as accumulator
+from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import (
     AddOffsetsToTxnRequest,
     AddPartitionsToTxnRequest,
@@ -16,6 +18,7 @@ from aiokafka.protocol.transaction import (
     InitProducerIdRequest,
     TxnOffsetCommitRequest,
 )
+from aiokafka.record.util import calc_crc32c
 
 from spa_dat._pytest import require
 from spa_dat.harness.kafka_cluster import Right
@@ -734,3 +737,178 @@ async def record_without_a_key_to_a_compacted_topic(bench: Bench) -> Any:
     found.append(await outcome(transactional.commit_transaction()))
     await bench.until_ends(topic, 1)
     return found
+
+
+@ends_with([b"245", b"245", b"245", b"45", b"45", b"5", b"", b"", b""])
+async def reading_from_everywhere(bench: Bench) -> Any:
+    topic = await bench.topic("t")
+    first, second = await bench.producer("first"), await bench.producer("second")
+    await first.begin_transaction()
+    await second.begin_transaction()
+    await send(first, topic, b"0", b"1")
+    await send(second, topic, b"2")
+    await first.abort_transaction()
+    await bench.until_ends(topic, 4, committed=False)
+    await send(second, topic, b"4")
+    await first.begin_transaction()
+    await send(first, topic, b"5")
+    await second.commit_transaction()
+    await bench.until_ends(topic, 7, committed=False)
+    await first.commit_transaction()
+    await bench.until_ends(topic, 8)
+    found = []
+    async with bench.consumer() as consumer, asyncio.timeout(60):
+        place = TopicPartition(topic, 0)
+        consumer.assign([place])
+        for start in range(9):
+            consumer.seek(place, start)
+            values = []
+            while await consumer.position(place) < 8:
+                for batch in (await consumer.getmany(timeout_ms=20)).values():
+                    values += [record.value for record in batch]
+            found.append(b"".join(values))
+    return found
+
+
+@ends_with([0, None, None, None, 0, 1, 2, None, 0, 1, 2, 3, 0, 1, 2, 3])
+async def offsets_by_time(bench: Bench) -> Any:
+    topic = await bench.topic("t")
+    plain, producer = await bench.producer(None), await bench.producer("p")
+    await send(plain, topic, b"0", timestamp_ms=1_700_000_001_000)
+    await producer.begin_transaction()
+    await send(producer, topic, b"1", timestamp_ms=1_700_000_002_000)
+    await send(plain, topic, b"2", timestamp_ms=1_700_000_003_000)
+    place = TopicPartition(topic, 0)
+    found = []
+    for _ in range(2):
+        for level in ("read_committed", "read_uncommitted"):
+            async with bench.consumer(isolation_level=level) as consumer:
+                for second in (1, 2, 3, 4):
+                    asked = {place: 1_700_000_000_000 + 1000 * second}
+                    answer = (await consumer.offsets_for_times(asked))[place]
+                    found.append(None if answer is None else answer.offset)
+        if producer._txn_manager.is_in_transaction():
+            await producer.abort_transaction()
+            await bench.until_ends(topic, 4)
+    return found
+
+
+@ends_with([[2], [({2: b"2"}, 4)]])
+async def records_deleted_in_a_transaction(bench: Bench) -> Any:
+    topic = await bench.topic("t")
+    producer = await bench.producer("p")
+    await producer.begin_transaction()
+    await send(producer, topic, b"0", b"1", b"2")
+    client = AIOKafkaAdminClient(bootstrap_servers=bench.admin)
+    await client.start()
+    await client.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=2)})
+    await client.close()
+    found: list[Any] = [await bench.ends(topic)]
+    await producer.commit_transaction()
+    await bench.until_ends(topic, 4)
+    found.append(await bench.read(topic))
+    return found
+
+
+def batch(
+    producer: tuple[int, int], sequence: int, *, transactional: bool = True, control: bool = False
+) -> bytes:
+    builder = accumulator.BatchBuilder(10_000, 0, is_transactional=transactional)
+    builder.append(timestamp=None, key=b"\0\0\0\1", value=b"x")
+    builder._builder.set_producer_state(*producer, sequence)
+    data = bytearray(builder._build())
+    if control:
+        data[22] |= 0x20
+        data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
+    return bytes(data)
+
+
+@ends_with(
+    (
+        [
+            "InvalidTxnState",
+            "InvalidProducerIdMapping",
+            "InvalidProducerEpoch",
+            "InvalidProducerIdMapping",
+            "TransactionalIdAuthorizationFailed",
+            "done",
+            "InvalidTxnState",
+            "done",
+            "UnknownError",
+            "OutOfOrderSequenceNumber",
+            "done",
+            "done",
+            "InvalidTxnState",
+            "done",
+            "OutOfOrderSequenceNumber",
+            "done",
+            "done",
+            "InvalidTxnState",
+            "done",
+            "InvalidTxnState",
+            "InvalidProducerEpoch",
+            "InvalidTxnState",
+            "InvalidTxnState",
+            "done",
+            "OutOfOrderSequenceNumber",
+            "done",
+            "InvalidProducerEpoch",
+            "InvalidProducerEpoch",
+            "done",
+        ],
+        [({0: b"x", 1: b"x", 2: b"x", 4: b"x"}, 7)],
+    )
+)
+async def batches_out_of_place(bench: Bench) -> Any:
+    topic = await bench.topic("t")
+    producer = await bench.producer("p")
+    identifier = bench.name("p")
+    me = pid, epoch = identity(producer)
+
+    def produce(data: bytes, name: str | None = identifier) -> ProduceRequest:
+        return ProduceRequest(name, -1, 5000, [(topic, [(0, data)])])
+
+    add = AddPartitionsToTxnRequest(identifier, pid, epoch, [(topic, [0])])
+    found = await bench.ask(
+        produce(batch(me, 0)),
+        produce(batch((pid + 1000, 0), 0)),
+        produce(batch((pid, epoch + 1), 0)),
+        produce(batch(me, 0), bench.name("nobody")),
+        produce(batch(me, 0), None),
+        produce(batch((-1, -1), -1)),
+        produce(batch(me, 0, control=True)),
+        add,
+        produce(batch(me, 0, control=True)),
+        produce(batch(me, 1)),
+        produce(batch(me, 0)),
+        produce(batch(me, 0)),
+        produce(batch(me, 1, transactional=False)),
+        produce(batch(me, 1), bench.name("nobody")),
+        produce(batch(me, 3)),
+        produce(batch(me, 1)),
+        EndTxnRequest(identifier, pid, epoch, True),
+    )
+    async with asyncio.timeout(60):
+        while (await bench.ends(topic)) != (await bench.ends(topic, committed=False)):
+            await asyncio.sleep(0.01)
+    found += await bench.ask(
+        produce(batch(me, 2)),
+        produce(batch(me, 2, transactional=False)),
+        produce(batch(me, 0)),
+    )
+    await bench.producer("p")
+    found += await bench.ask(
+        produce(batch(me, 3)),
+        produce(batch((pid, epoch + 1), 3)),
+        produce(batch((pid, epoch + 1), 0)),
+        AddPartitionsToTxnRequest(identifier, pid, epoch + 1, [(topic, [0])]),
+        produce(batch((pid, epoch + 1), 3)),
+        produce(batch((pid, epoch + 1), 0)),
+        produce(batch(me, 3)),
+        produce(batch(me, 3, transactional=False)),
+        EndTxnRequest(identifier, pid, epoch + 1, False),
+    )
+    async with asyncio.timeout(60):
+        while (await bench.ends(topic)) != (await bench.ends(topic, committed=False)):
+            await asyncio.sleep(0.01)
+    return found, await bench.read(topic)

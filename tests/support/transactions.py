@@ -239,7 +239,7 @@ async def real_bench(broker: Kafka, prefix: str) -> AsyncIterator[RealBench]:
 
 def _error(answer: Any) -> str:
     codes = [getattr(answer, "error_code", 0)]
-    for _, partitions in getattr(answer, "errors", ()):
+    for _, partitions in getattr(answer, "errors", getattr(answer, "topics", ())):
         codes += [code for _, code, *_ in partitions]
     return " ".join(sorted(for_code(code).__name__ for code in codes if code)) or "done"
 
