@@ -196,6 +196,7 @@ class LivePicture:
             ],
             "dead_letters": health.dead_letters,
             "lag": health.lag,
+            "keys": health.keys,
         }
 
     def _state(self, actor: ActorRunner, health: ActorHealth) -> str:

@@ -111,6 +111,7 @@ class HealthReport:
             dead_letters=self._letters.stored_by(actor.name),
             dead_letter_limit=self._letters.limit,
             lag=sum(known) if known else None,
+            keys=None if actor.keyed is None else actor.keyed.keys,
         )
 
     def connection(self, connection: BusConnection) -> ConnectionHealth:

@@ -59,6 +59,8 @@ class ActorHealth:
             response; None where that is not known. If actors share a subscription, it counts for
             all of them.
         paused: whether `DistributedApplication.pause` has paused it.
+        keys: how many keys have a state, or something that waits; None for an actor without
+            ``per``.
     """
 
     name: str
@@ -75,6 +77,7 @@ class ActorHealth:
     dead_letter_limit: int
     lag: int | None
     paused: bool = False
+    keys: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,7 +152,7 @@ class ActorRunner:
             system = system_of(self.connection.provider.address)
             series = self.measurements.series(self.name, filter_.text, system)
         if self.keyed is not None:
-            return Route(router, self.keyed, handler, filter_, series=series)
+            return Route(router, self.keyed, handler, filter_, per=self.options.per, series=series)
         routes = tuple(
             Route(router, lane, handler, filter_, tally=lane.tallies.of(filter_), series=series)
             for lane in self.lanes

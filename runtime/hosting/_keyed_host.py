@@ -23,6 +23,7 @@ __all__ = ["KeyedHost"]
 
 _LONGEST_NAME = 48
 _LOOK_AGAIN = 1.0
+_MANY_KEYS = 1_000_000
 _IDLE = KeyStage.IDLE
 
 
@@ -110,6 +111,20 @@ class KeyedHost:
     def keys(self) -> int:
         """How many keys have a cell."""
         return len(self.mailbox.cells)
+
+    @property
+    def trouble(self) -> str | None:
+        """That there are so many keys that somebody may be inventing them; None if there are not.
+
+        Whoever has said how many are to be kept is not told.
+        """
+        keys = self.keys
+        if keys <= _MANY_KEYS or self.options.hot is not None:
+            return None
+        return (
+            f"it has {keys:,} keys, each of which takes memory: give hot=, the most"
+            " that are to be kept"
+        )
 
     # For routers.
 

@@ -266,6 +266,12 @@ class KeyedLane(Lane):
         async with asyncio.timeout(self.options.deadline):
             return await call
 
+    @property
+    def trouble(self) -> str | None:
+        """As of `Lane`; the first lane says what is wrong with the keys."""
+        about_keys = self.host.trouble if self is self.host.lanes[0] else None
+        return super().trouble or about_keys
+
     # Start and stop.
 
     def pause(self) -> None:

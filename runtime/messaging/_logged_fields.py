@@ -14,6 +14,7 @@ from ._turn import Turn, current_turn
 
 __all__ = ["batch_fields", "make_records_with_fields", "message_fields"]
 
+_KEY = f"{FIELD_PREFIX}key"
 _TOPIC = f"{FIELD_PREFIX}topic"
 _MESSAGE_ID = f"{FIELD_PREFIX}message_id"
 _MESSAGE_IDS = f"{FIELD_PREFIX}message_ids"
@@ -22,6 +23,7 @@ _ATTEMPT = f"{FIELD_PREFIX}attempt"
 _MOST_IDS = 20
 _LONGEST_TOPIC_SHOWN = 1_000
 _LONGEST_ID_SHOWN = 200
+_LONGEST_KEY_SHOWN = 200
 _OWN_LOGGER = "spa_dat"
 
 
@@ -85,9 +87,17 @@ def message_fields(delivery: Delivery, attempt: int | None = None) -> dict[str, 
         attempt: which one it is about; None for the last one that has failed, if any has.
     """
     fields = _envelope_fields(delivery.envelope)
+    # Only who receives knows what a route is; one to an actor without keys has none.
+    key = getattr(delivery.route, "key_of", _no_key)(delivery.envelope)
+    if key is not None:
+        fields[_KEY] = escaped(key, _LONGEST_KEY_SHOWN)
     if number := delivery.attempts if attempt is None else attempt:
         fields[_ATTEMPT] = number
     return fields
+
+
+def _no_key(envelope: Envelope) -> str | None:
+    return None
 
 
 def batch_fields(deliveries: Sequence[Delivery], attempt: int | None = None) -> dict[str, object]:

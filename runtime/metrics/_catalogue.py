@@ -267,6 +267,14 @@ CATALOGUE = (
         _of_actors(lambda actor: actor.mailbox_bytes),
     ),
     Metric(
+        "spa_dat.keys",
+        "gauge",
+        "{key}",
+        "keys of an actor with `per=` that have a state, or something that waits",
+        (ACTOR,),
+        _of_actors(lambda actor: actor.keys),
+    ),
+    Metric(
         "spa_dat.unsettled.messages",
         "gauge",
         "{message}",

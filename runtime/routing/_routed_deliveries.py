@@ -50,6 +50,7 @@ class Route:
         filter: the filter, with its captures.
         lanes: for an actor with several lanes, the routes to each; ``target`` is the first lane.
         key: returns the key that decides on the lane of a message.
+        per: the capture whose values have a state each in the target; None if none has.
         tally: how many of its messages the target has finished with.
         series: what is measured of them; None if nothing is.
     """
@@ -60,6 +61,7 @@ class Route:
     filter: TopicFilter
     lanes: tuple[Route, ...] = ()
     key: Callable[[Envelope, TopicFilter], str] | None = None
+    per: str | None = None
     tally: Tally = field(default_factory=Tally)
     series: Series | None = None
 
@@ -67,6 +69,10 @@ class Route:
     def targets(self) -> tuple[Target, ...]:
         """All lanes of the actor, or its only one."""
         return tuple(lane.target for lane in self.lanes) or (self.target,)
+
+    def key_of(self, envelope: Envelope) -> str | None:
+        """Return the key whose state a message is for; None if the target has no such keys."""
+        return None if self.per is None else self.filter.capture(envelope.topic)[self.per]
 
     def lane(self, envelope: Envelope) -> Route:
         """Return the route of one message: the same for all messages with its key."""

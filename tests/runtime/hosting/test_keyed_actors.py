@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import threading
-from collections import defaultdict
+import tracemalloc
+from collections import defaultdict, deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +25,14 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
+from spa_dat.harness._eventually import Gate
+from spa_dat.runtime.hosting import _keyed_host
+from spa_dat.runtime.hosting._keyed_mailbox import KeyCell, KeyedMailbox
+from spa_dat.runtime.routing._routed_deliveries import Route
 from spa_dat.testing import Faults, Harness
+from spa_dat.transports import Delivery, Envelope, TopicFilter
+from support.memory import Site
+from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual
 
@@ -518,3 +527,259 @@ def test_each_key_gets_its_messages_in_order_whatever_fails(
     for numbers in seen.values():
         firsts = list(dict.fromkeys(numbers))
         assert firsts == [1, 2, 3, 4, 5]
+
+
+# Control, the end, and what operators see.
+
+
+async def test_a_pause_holds_for_all_keys_and_a_restart_makes_their_states_anew() -> None:
+    app = application()
+    got: list[tuple[str, int]] = []
+    left: list[str] = []
+
+    class Fleet(Actor):
+        per = "truck"
+        count = 0
+
+        async def on_passivate(self, truck: str) -> None:
+            left.append(truck)
+
+        @on("fleet/{truck}")
+        async def position(self, truck: str) -> None:
+            self.count += 1
+            got.append((truck, self.count))
+
+    app.add(Fleet)
+    async with app:
+        socket = app.socket()
+        for truck in "abab":
+            await socket.publish(f"fleet/{truck}")
+        await eventually(lambda: len(got) == 4)
+        app.pause("Fleet")
+        for truck in "abc":
+            await socket.publish(f"fleet/{truck}")
+        await asyncio.sleep(10)
+        assert len(got) == 4
+        (health,) = app.health().actors
+        assert health.mailbox == 3
+        assert health.keys == 3
+        app.restart("Fleet")
+        app.resume("Fleet")
+        await eventually(lambda: len(got) == 7)
+        assert sorted(got[4:]) == [("a", 1), ("b", 1), ("c", 1)]
+        assert sorted(left) == ["a", "b"]
+    assert sorted(left[2:]) == ["a", "b", "c"]
+
+
+async def test_what_is_at_work_ends_and_what_waits_is_left_to_the_bus_at_a_stop() -> None:
+    site = Site()
+    app = site.app()
+    gate = Gate()
+    done: list[str] = []
+
+    @app.application("work/{key}", per="key", name="actor", concurrency=2)
+    async def work(key: str) -> None:
+        await gate.pass_()
+        done.append(key)
+
+    async with app:
+        for key in "abcabc":
+            site.publish(f"work/{key}")
+        await gate.reached(2)
+        asyncio.get_running_loop().call_later(1, gate.open)
+    assert sorted(done) == ["a", "b"]
+    assert site.unsettled() == 4
+
+
+async def test_an_actor_that_stops_itself_stops_for_all_keys() -> None:
+    site = Site()
+    app = site.app()
+    done: list[str] = []
+
+    @app.application("work/{key}", per="key", name="actor")
+    async def work(key: str, context: Context) -> None:
+        if key == "end":
+            context.stop()
+        done.append(key)
+
+    async with app:
+        for key in ("a", "end"):
+            site.publish(f"work/{key}")
+        await asyncio.wait_for(app.wait(), 60)
+    assert done == ["a", "end"]
+
+
+async def test_a_message_without_a_promise_is_dropped_when_the_mailbox_is_full() -> None:
+    site = Site()
+    app = site.app()
+    gate = Gate()
+    done: list[str] = []
+
+    @app.application("work/{key}", per="key", name="actor", mailbox=3, qos=0, concurrency=1)
+    async def work(key: str) -> None:
+        await gate.pass_()
+        done.append(key)
+
+    async with app:
+        site.publish("work/0", qos=0)
+        await gate.reached()
+        for key in range(1, 10):
+            site.publish(f"work/{key}", qos=0)
+        await eventually(lambda: app.stats["messages.dropped"] == 6)
+        gate.open()
+        await eventually(lambda: len(done) == 4)
+    assert done == ["0", "1", "2", "3"]
+
+
+async def test_what_expires_while_its_key_is_busy_is_not_handled() -> None:
+    site = Site()
+    app = site.app()
+    done: list[str] = []
+
+    @app.application("work/{key}", per="key", name="actor")
+    async def work(key: str, payload: str) -> None:
+        await asyncio.sleep(10)
+        done.append(f"{key}{payload}")
+
+    async with app:
+        for text in ("1", "2", "3"):
+            site.publish("work/a", text, expiry=15.0)
+        await eventually(lambda: app.stats["messages.expired"] == 1, 60.0)
+    assert done == ["a1", "a2"]
+
+
+async def test_lines_in_the_log_name_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    app = application()
+    done = asyncio.Event()
+
+    @app.application("work/{key}", per="key", name="actor", retry=RetryPolicy(attempts=1))
+    async def work(key: str, context: Context) -> None:
+        context.log.warning("at work")
+        done.set()
+        raise Reject("no")
+
+    async with app:
+        await app.socket().publish(f"work/{'k' * 300}")
+        await done.wait()
+    ours = [record for record in caplog.records if record.name == "spa_dat.actor"]
+    assert len(ours) == 2
+    assert all(record.spa_dat_key.startswith("k" * 50) for record in ours)  # type: ignore[attr-defined]
+    assert all(len(record.spa_dat_key) < 250 for record in ours)  # type: ignore[attr-defined]
+
+
+async def test_very_many_keys_are_a_problem_unless_their_number_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_keyed_host, "_MANY_KEYS", 3)
+    cases: list[tuple[Any, list[str]]] = [({}, ["invented"]), ({"hot": 100}, [])]
+    for options, problems in cases:
+        app = application()
+        done: list[str] = []
+
+        @app.application("work/{key}", per="key", name="invented", **options)
+        async def work(key: str, _done: list[str] = done) -> None:
+            _done.append(key)
+
+        async with app:
+            for key in range(4):
+                await app.socket().publish(f"work/{key}")
+            await eventually(lambda: len(done) == 4)  # noqa: B023
+            assert list(app.problems) == problems
+            assert "it has 4 keys" in app.problems.get("invented", "it has 4 keys")
+
+
+# Cells.
+
+
+def delivery(route: Route, topic: str) -> Delivery[Route]:
+    return Delivery(Envelope(topic=topic, payload=b""), route=route)
+
+
+def cells() -> tuple[KeyedMailbox, Route]:
+    filter_ = TopicFilter.parse("work/{key}")
+    route = Route(None, None, 0, filter_, per="key")  # type: ignore[arg-type]
+    return KeyedMailbox(1_000, lambda one: route.key_of(one.envelope) or "", lambda: None), route
+
+
+@pytest.mark.slow
+def test_a_million_keys_take_little_more_than_their_names() -> None:
+    mailbox, route = cells()
+
+    def handle(numbers: range) -> None:
+        for number in numbers:
+            mailbox.force(delivery(route, f"work/{number}"))
+            taken = mailbox.take()
+            assert taken is not None
+            taken[0].keep(None)
+            mailbox.done(taken[0])
+
+    tracemalloc.start()
+    handle(range(50_000))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size / 50_000 < 400
+    handle(range(50_000, 1_000_000))
+    handle(range(1_000))
+    assert len(mailbox.cells) == 1_000_000
+    assert len(mailbox) == 0
+    assert not mailbox.ready
+
+
+def test_long_keys_and_keys_that_differ_little_are_kept_apart() -> None:
+    mailbox, route = cells()
+    keys = ["k" * 65_000, "k" * 64_999, "", " ", "ä", "a\u0308", "%C3%A4", "\x00"]
+    for key in keys:
+        mailbox.force(delivery(route, f"work/{key}"))
+    assert list(mailbox.cells) == keys
+    names = [_keyed_host._printable(key) for key in keys]
+    assert len(set(names)) == len(keys)
+    assert max(map(len, names)) <= 48
+    assert all(re.fullmatch(r"[!-+\--~]+", name) for name in names)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_mailbox_keeps_the_order_of_each_key_whatever_is_taken_back(seed: int) -> None:
+    mailbox, route = cells()
+    dice = random.Random(seed)
+    expected: dict[str, deque[Delivery[Route]]] = defaultdict(deque)
+    at_work: dict[str, tuple[KeyCell, Delivery[Route]]] = {}
+    for _ in range(300):
+        match dice.randrange(6):
+            case 0 | 1:
+                new = [delivery(route, f"work/{dice.randrange(5)}") for _ in range(3)]
+                for one in new:
+                    expected[one.envelope.topic].append(one)
+                mailbox.force_all(new)
+            case 2 | 3:
+                taken = mailbox.take()
+                waiting = [topic for topic in expected if expected[topic] and topic not in at_work]
+                assert (taken is None) == (not waiting)
+                if taken is not None:
+                    topic = taken[1].envelope.topic
+                    assert topic not in at_work
+                    assert taken[1] is expected[topic].popleft()
+                    at_work[topic] = taken
+            case 4:
+                if at_work:
+                    topic = dice.choice(sorted(at_work))
+                    cell, one = at_work.pop(topic)
+                    if dice.random() < 0.3:
+                        # It was interrupted, and begins again.
+                        mailbox.push_front([one])
+                        expected[topic].appendleft(one)
+                    mailbox.done(cell)
+            case 5:
+                odd = {
+                    id(one) for queue in expected.values() for one in queue if dice.random() < 0.5
+                }
+                back = mailbox.extract(lambda item: id(item) in odd)  # noqa: B023
+                assert {id(one) for one in back} == odd
+                for topic, queue in expected.items():
+                    mine = [one for one in back if one.envelope.topic == topic]
+                    rest = [one for one in queue if id(one) not in odd]
+                    expected[topic] = deque((*mine, *rest))
+                mailbox.push_front(back)
+        assert len(mailbox) == sum(map(len, expected.values()))
+        assert sorted(map(id, mailbox.waiting())) == sorted(
+            id(one) for queue in expected.values() for one in queue
+        )
