@@ -35,7 +35,8 @@ class Faults:
             notice up to a second later.
         duplicate: a message is delivered once more, as a separate message. (On Kafka it is appended
             once more, as by a publisher that missed its confirmation.)
-        delay: a packet takes up to a second longer; those behind it on the connection wait.
+        delay: a packet takes up to a second longer; those behind it on the connection wait. So does
+            a marker of a transaction (Kafka only).
         reorder: a packet takes up to 0.01 s longer, so that packets of other connections overtake
             it; the order on each connection is kept, as with TCP.
         cut: a connection is cut, and opened again after the usual backoff.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ._access_rules import Right
 from ._client_time import virtual_time
-from ._cluster import MAX_BATCH, Cluster, ClusterTopic
+from ._cluster import MARKER_DELAY, MAX_BATCH, Cluster, ClusterTopic
 from ._errors import ErrorCode, RequestRefused
 from ._group_member import Member
 from ._groups import Group, GroupState
@@ -16,6 +16,7 @@ from ._record_batches import encode_record
 from ._transactions import Transaction, TransactionState
 
 __all__ = [
+    "MARKER_DELAY",
     "MAX_BATCH",
     "AppendedRecord",
     "Cluster",

@@ -16,7 +16,7 @@ from ._partition_log import AppendedRecord, Log
 from ._record_batches import Headers, encode_record
 from ._transactions import Coordinator, Transaction
 
-__all__ = ["MAX_BATCH", "REFUSAL_DELAY", "Cluster", "ClusterTopic"]
+__all__ = ["MARKER_DELAY", "MAX_BATCH", "REFUSAL_DELAY", "Cluster", "ClusterTopic"]
 
 MAX_BATCH = 1_048_588
 """Bytes of the largest batch that a topic accepts by default."""
@@ -24,6 +24,9 @@ MAX_BATCH = 1_048_588
 REFUSAL_DELAY = 0.01
 """Seconds before a request for something that does not exist is answered. The client library asks
 again at once: if answers took no time at all, no time would ever pass."""
+
+MARKER_DELAY = 0.001
+"""Seconds until a transaction that has ended has its next marker, unless something else is set."""
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _EPOCH = 1_700_000_000.0
@@ -86,7 +89,7 @@ class Cluster:
         session_timeouts: the least and the most seconds that a member may ask for.
         on_append: called for each record that is appended, by a client or from outside; for those
             in a transaction once it is committed.
-        marker_delay: seconds until a transaction that has ended has its next marker.
+        marker_delay: returns the seconds until a transaction that has ended has its next marker.
         access: what clients may not do.
         coordinator: coordinates transactions.
         patience: called when a client has waited for records as long as it asked to, and there are
@@ -114,7 +117,7 @@ class Cluster:
         self.patience: Callable[[], float] | None = None
         self._on_event = on_event
         self._now = now
-        self.marker_delay = 0.001
+        self.marker_delay: Callable[[], float] = lambda: MARKER_DELAY
         self.access = AccessRules()
         self.coordinator = Coordinator(self)
         self._topics: dict[str, ClusterTopic] = {}

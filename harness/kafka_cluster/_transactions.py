@@ -195,7 +195,7 @@ class Coordinator:
 
     def _write_later(self, found: Transaction, *, commit: bool) -> None:
         cluster = self._cluster
-        cluster.loop.call_later(cluster.marker_delay, self._write_next, found, commit)
+        cluster.loop.call_later(cluster.marker_delay(), self._write_next, found, commit)
 
     def _write_next(self, found: Transaction, commit: bool) -> None:
         """Write one marker after the other: readers can see a part of a transaction before others.

@@ -14,7 +14,14 @@ from ...transports.kafka._aiokafka_private import check_libraries
 from ...transports.kafka._partitioner import hash_of
 from ...transports.kafka._records import Record, RecordCodec
 from ...transports.kafka._topic_names import Names
-from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, virtual_time
+from ..kafka_cluster import (
+    MARKER_DELAY,
+    MAX_BATCH,
+    AppendedRecord,
+    Cluster,
+    encode_record,
+    virtual_time,
+)
 from ..loop._network import Network
 from ..loop._virtual_time import VirtualEnvironment
 from ._kafka_connections import KafkaConnections
@@ -66,6 +73,7 @@ class SimulatedKafkaBus(HarnessBus):
         self.cluster = Cluster(loop, host=self._host, port=_PORT, on_event=self._on_event, now=now)
         self.cluster.on_append = self._on_append
         self.cluster.patience = self._patience
+        self.cluster.marker_delay = lambda: MARKER_DELAY + world.dice.latency()
         self._connections = KafkaConnections(world, network, self._host)
         self._network = network
         self.come_back()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.producer import message_accumulator as accumulator
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
+from aiokafka.record import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
 from spa_dat import DistributedApplication
 from spa_dat.harness.kafka_cluster import ErrorCode, RequestRefused, Right, TransactionState
 from spa_dat.harness.kafka_cluster._partition_log import Log
+from spa_dat.harness.kafka_cluster._record_batches import encode_record
 from spa_dat.harness.loop._network import ServerConnection
 from spa_dat.testing import Faults, Harness
 from support.simulated import SimulatedCluster
@@ -133,7 +136,7 @@ async def test_nothing_begins_while_markers_are_written() -> None:
     async with simulated_bench() as bench:
         cluster = bench.here.cluster
         cluster.create_topic("t", 3)
-        cluster.marker_delay = 1.0
+        cluster.marker_delay = lambda: 1.0
         producer = await bench.producer("p")
         await producer.begin_transaction()
         for partition in range(3):
@@ -229,6 +232,22 @@ def test_only_what_is_in_a_transaction_is_taken_as_such() -> None:
     assert (log.stable, log.end, log.readable_end) == (3, 3, 2)
 
 
+def test_tombstones_stay_until_their_time_is_over() -> None:
+    log = Log("t", 0, 1000)
+    for key, value in ((b"a", b"1"), (b"b", b"2"), (b"a", None), (b"c", b"3")):
+        log.append(encode_record(key, value, [("h", b"v")], 1))
+    for now, offsets in ((1000.0, [1, 2, 3]), (1099.9, [1, 2, 3]), (1100.0, [1, 3])):
+        log.compact(now, 100.0)
+        assert [record.offset for record in log.records] == offsets
+        whole = MemoryRecords(log.read(0, 10_000, log.end, at_least_one=True))
+        read = []
+        while whole.has_next():
+            part = whole.next_batch()
+            assert part.validate_crc()
+            read += [(record.offset, record.headers) for record in part]
+        assert read == [(offset, [("h", b"v")]) for offset in offsets]
+
+
 def batch(value: bytes, *, sequence: int = 0, transactional: bool) -> bytes:
     builder = accumulator.BatchBuilder(10_000, 0, is_transactional=transactional)
     builder.append(timestamp=1, key=None, value=value)
@@ -301,6 +320,13 @@ class Writer:
 def test_actors_get_what_is_committed_and_nothing_else() -> None:
     trace = Writer().run()
     assert trace.count("commit-all") == trace.count("abort") == 2
+
+
+def test_a_fault_delays_markers() -> None:
+    trace = Writer().run(Faults(delay=0.5))
+    markers = [float(it.split()[0]) for it in trace.splitlines() if " marker " in it]
+    assert len(markers) >= 20
+    assert max(later - earlier for earlier, later in pairwise(markers)) > 0.1
 
 
 def test_what_is_committed_is_never_appended_twice() -> None:
