@@ -20,6 +20,7 @@ _CLIENT_LIBRARIES = frozenset(
         "prometheus_client",
         "pydantic",
         "pykka",
+        "rich",
         "watchfiles",
     }
 )

@@ -22,6 +22,7 @@ from ._message_output import (
     received_as_entries,
 )
 from ._standard_output import BackgroundOutput, check_open, printing, write_notice, write_text
+from ._terminal import BAD, HEADING, QUIET, styled
 
 __all__ = [
     "letter_as_text",
@@ -197,16 +198,17 @@ async def _find(provider: SocketProvider, application: str, identifier: str) -> 
 def letter_as_text(letter: StoredLetter) -> str:
     """Return a letter in lines to read."""
     stored = "?" if letter.stored is None else moment_text(letter.stored) or "?"
-    head = f"{escaped(letter.name, _LONGEST_NAME)}  {stored}"
+    head = f"{styled(escaped(letter.name, _LONGEST_NAME), HEADING)}  {styled(stored, QUIET)}"
     if letter.flaw is not None:
-        return f"{head}  unreadable\n    {escaped(letter.flaw, _LONGEST_ERROR)}\n"
+        flaw = styled(escaped(letter.flaw, _LONGEST_ERROR), BAD)
+        return f"{head}  unreadable\n    {flaw}\n"
     counts = f"attempts: {letter.attempts}"
     if letter.replays:
         counts += f", replays: {letter.replays}"
     lines = [
         f"{head}  {escaped(letter.source, _LONGEST_NAME)}",
         f"    {escaped(letter.topic, _LONGEST_TOPIC)}, {letter.size} bytes, {counts}",
-        f"    {escaped(f'{letter.error}: {letter.text}', _LONGEST_ERROR)}",
+        f"    {styled(escaped(f'{letter.error}: {letter.text}', _LONGEST_ERROR), BAD)}",
     ]
     if letter.obstacle is not None:
         lines.append(f"    cannot be replayed: {escaped(letter.obstacle, _LONGEST_ERROR)}")

@@ -34,6 +34,7 @@ from ._dlq import letter_as_text, letters_at
 from ._dlq_admin import UNANSWERED, AdminLetters
 from ._message_output import json_line
 from ._standard_output import BackgroundOutput, check_open, write_notice
+from ._terminal import BAD, GOOD, ProgressBar, is_terminal, styled
 
 __all__ = ["Choice", "discard_letters", "replay_letters"]
 
@@ -292,11 +293,14 @@ class _Changes:
         self._good = 0
         self._as_json = as_json
         self._output: BackgroundOutput | None = None
-        self._shows = sys.stderr is not None and sys.stderr.isatty() and len(letters) > 1
+        shows = len(letters) > 1 and is_terminal(sys.stderr)
+        self._bar = ProgressBar(sys.stderr, len(letters)) if shows else None
 
     async def __aenter__(self) -> Self:
         # If nobody reads what is told, it is done all the same.
         self._output = BackgroundOutput(unread=lambda: None)
+        if self._bar is not None:
+            self._bar.show()
         return self
 
     async def __aexit__(
@@ -305,7 +309,8 @@ class _Changes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress("")
+        if self._bar is not None:
+            self._bar.hide()
         if self._output is not None:
             self._output.close()
         if error is None:
@@ -337,23 +342,22 @@ class _Changes:
             self._good += 1
         else:
             self._bad += 1
-        self._progress("")
+        if self._bar is not None:
+            self._bar.hide()
         if self._as_json:
             text = json_line({"letter": letter.name, "outcome": outcome, "why": why or None})
         else:
-            text = f"{escaped(letter.name, _LONGEST_NAME)}  {outcome}"
+            shown = styled(outcome, GOOD if outcome in _GOOD else BAD)
+            text = f"{escaped(letter.name, _LONGEST_NAME)}  {shown}"
             text += f": {escaped(why)}\n" if why else "\n"
         await self._write(text)
-        self._progress(f"{self._good + self._bad} of {len(self.letters)}")
+        if self._bar is not None:
+            self._bar.advance()
+            self._bar.show()
 
     async def _write(self, text: str) -> None:
         assert self._output is not None
         await self._output.write(text)
-
-    def _progress(self, text: str) -> None:
-        if self._shows:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
 
 
 class _Desk:

@@ -15,6 +15,7 @@ from ..runtime.options._admin_address import TOKEN_VARIABLE
 from ._admin_client import connected
 from ._one_line import one_line
 from ._standard_output import printing, write_text
+from ._terminal import BAD, GOOD, styled
 
 __all__ = ["ask_health"]
 
@@ -58,7 +59,9 @@ def ask_health(
     answers = [_asked(ip, port + number, live, timeout) for number in range(workers)]
     with printing():
         for answer in answers:
-            write_text((json.dumps(asdict(answer)) if as_json else _as_line(answer, live)) + "\n")
+            line = _as_line(answer, live)
+            shown = styled(line, GOOD if answer.healthy else BAD)
+            write_text((json.dumps(asdict(answer)) if as_json else shown) + "\n")
     return 0 if all(answer.healthy for answer in answers) else 1
 
 

@@ -23,6 +23,7 @@ from ..errors import (
     UnknownTopic,
 )
 from ._one_line import one_line
+from ._terminal import Group
 
 if TYPE_CHECKING:
     from ..runtime.messaging._stored_letter import LetterFilter
@@ -131,7 +132,7 @@ def _complain(text: str, error: BaseException | None) -> int:
 
     line = one_line(text[:_LONGEST].removeprefix("spa_dat: "))
     # What is cut off may be what shows that a part is secret, so more is looked at than is shown.
-    write_notice(_without_secrets(line)[: _LONGEST // 2])
+    write_notice(_without_secrets(line)[: _LONGEST // 2], failed=True)
     return _WRONG if isinstance(error, _BLAMED) else _FAILED
 
 
@@ -281,6 +282,7 @@ _until = click.option(
 
 
 @click.group(
+    cls=Group,
     invoke_without_command=True,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -22,6 +22,7 @@ from ..errors import DecodeError
 from ..runtime import Message
 from ..runtime.payloads._codec import JSON, MESSAGEPACK, Decoder, PayloadFormat, format_of
 from ..transports import Envelope
+from ._terminal import HEADING, QUIET, styled
 
 __all__ = [
     "envelope_as_json",
@@ -51,7 +52,7 @@ def envelope_as_text(envelope: Envelope) -> str:
     """Return a message that has arrived, as lines to read; cut where nobody would read on."""
     sent = time.time() if envelope.time is None else envelope.time
     moment = moment_text(sent) or f"{sent:g} s after 1970"
-    head = f"{moment}  {escaped(envelope.topic, _LONGEST_TOPIC)}\n"
+    head = f"{styled(moment, QUIET)}  {styled(escaped(envelope.topic, _LONGEST_TOPIC), HEADING)}\n"
     return head + "".join(f"{_INDENT}{line}\n" for line in _details(envelope))
 
 

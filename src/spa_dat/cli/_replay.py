@@ -18,11 +18,13 @@ from ._application import load_application
 from ._history import write_history
 from ._one_line import one_line
 from ._standard_output import printing, write_notice, write_text
+from ._terminal import BAD, LABEL, styled
 
 __all__ = ["replay"]
 
 _FAILED = 1
 _LONGEST = 200
+_GOOD = ("published", "replayed")
 
 
 def replay(
@@ -125,4 +127,4 @@ def _described(letter: DeadLetter) -> str:
 def _say(what: str, text: str, *, longest: int | None = _LONGEST) -> None:
     line = one_line(text)
     short = line if longest is None or len(line) <= longest else f"{line[:longest]}..."
-    write_text(f"{what:<12} {short}\n")
+    write_text(f"{styled(f'{what:<12}', LABEL if what in _GOOD else BAD)} {short}\n")

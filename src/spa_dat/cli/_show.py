@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .._texts import escaped
 from ..errors import ConfigurationError
@@ -14,6 +17,10 @@ from ..transports._topics import covers, overlap
 from ._application import load_application
 from ._application_facts import ActorFacts, ApplicationFacts, HandlerFacts, facts_of
 from ._standard_output import printing, write_text
+from ._terminal import QUIET, console_of, is_terminal, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["show"]
 
@@ -43,17 +50,57 @@ def show(target: str, *, url: str | None, form: str) -> int:
     with printing():
         if form == "json":
             write_text(json.dumps(dataclasses.asdict(facts), indent=2) + "\n")
+        elif form == "mermaid":
+            write_text("".join(f"{escaped(line, _LONGEST)}\n" for line in _picture(facts)))
         else:
-            lines = _picture(facts) if form == "mermaid" else _text(facts)
-            write_text("".join(f"{escaped(line, _LONGEST)}\n" for line in lines))
+            _print(facts)
     return 0
 
 
-def _text(facts: ApplicationFacts) -> Iterator[str]:
+@dataclass
+class _Section:
+    """What belongs to one thing that is shown.
+
+    Attributes:
+        title: what it is.
+        rows: what is known of it: kinds, and texts.
+    """
+
+    title: str
+    rows: list[tuple[str, str]] = field(default_factory=list)
+
+    def as_text(self) -> str:
+        """Return it in lines."""
+        lines = [self.title, *(f"  {label:<{_WIDTH}}{text}" for label, text in self.rows)]
+        return "".join(f"{escaped(line, _LONGEST)}\n" for line in lines)
+
+    def as_table(self) -> RenderableType:
+        """Return it for a terminal."""
+        rows = [(label, escaped(text, _LONGEST)) for label, text in self.rows]
+        return table(escaped(self.title, _LONGEST), rows)
+
+
+def _print(facts: ApplicationFacts) -> None:
+    sections = [_of_application(facts)]
+    for bus in facts.buses:
+        title = f"bus {bus.address}{' (default)' if bus.is_default else ''}"
+        sections.append(_Section(title, list(_rows(bus.names))))
+    sections += map(_of_actor, facts.actors)
+    if is_terminal(sys.stdout):
+        console = console_of(sys.stdout)
+        for section in sections:
+            console.print(section.as_table(), "")
+        console.print(_UNKNOWN, style=QUIET)
+    else:
+        for section in sections:
+            write_text(f"{section.as_text()}\n")
+        write_text(f"{_UNKNOWN}\n")
+
+
+def _of_application(facts: ApplicationFacts) -> _Section:
     name = facts.application or "without a name, so nothing is kept for it while it is away"
-    yield f"application {name}, instance {facts.instance}"
-    for setting, value in facts.settings.items():
-        yield _row("setting", f"{setting}={value}")
+    section = _Section(f"application {name}, instance {facts.instance}")
+    section.rows += [("setting", f"{setting}={value}") for setting, value in facts.settings.items()]
     for middleware in facts.middleware:
         around = [
             what
@@ -63,35 +110,28 @@ def _text(facts: ApplicationFacts) -> Iterator[str]:
             )
             if does
         ]
-        yield _row("middleware", f"{middleware.source} around {' and '.join(around)}")
+        section.rows.append(("middleware", f"{middleware.source} around {' and '.join(around)}"))
     if facts.resources:
-        yield _row("resources", ", ".join(facts.resources))
-    for bus in facts.buses:
-        yield ""
-        yield f"bus {bus.address}{' (default)' if bus.is_default else ''}"
-        yield from _rows(bus.names)
-    for actor in facts.actors:
-        yield ""
-        yield from _of_actor(actor)
-    yield ""
-    yield _UNKNOWN
+        section.rows.append(("resources", ", ".join(facts.resources)))
+    return section
 
 
-def _of_actor(actor: ActorFacts) -> Iterator[str]:
-    yield f"{actor.kind} {actor.name} on {actor.bus or 'no bus'}"
-    yield _row("source", actor.source)
+def _of_actor(actor: ActorFacts) -> _Section:
+    section = _Section(f"{actor.kind} {actor.name} on {actor.bus or 'no bus'}")
+    rows = section.rows
+    rows.append(("source", actor.source))
     if actor.kind == "producer":
-        yield _row("is called", "once" if actor.every is None else f"every {actor.every:g} s")
+        rows.append(("is called", "once" if actor.every is None else f"every {actor.every:g} s"))
     for handler in actor.handlers:
         for topic in handler.topics:
             method = "" if handler.name == actor.name else f" ({handler.name})"
-            yield _row("handles", f"{topic}: {_types(handler)}{method}")
-    for option, value in actor.options.items():
-        yield _row("option", f"{option}={value}")
-    yield from _rows(actor.names)
+            rows.append(("handles", f"{topic}: {_types(handler)}{method}"))
+    rows += [("option", f"{option}={value}") for option, value in actor.options.items()]
+    rows += _rows(actor.names)
     for named in actor.topics_named:
         reply = "" if named.reply is None else f" -> {named.reply}"
-        yield _row("names", f"{named.topic}: {named.payload}{reply}")
+        rows.append(("names", f"{named.topic}: {named.payload}{reply}"))
+    return section
 
 
 def _types(handler: HandlerFacts) -> str:
@@ -99,14 +139,10 @@ def _types(handler: HandlerFacts) -> str:
     return taken if handler.reply is None else f"{taken} -> {handler.reply}"
 
 
-def _rows(names: Mapping[str, list[str]]) -> Iterator[str]:
+def _rows(names: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
     for kind, values in names.items():
         for value in values:
-            yield _row(kind, value)
-
-
-def _row(label: str, text: str) -> str:
-    return f"  {label:<{_WIDTH}}{text}"
+            yield kind, value
 
 
 def _picture(facts: ApplicationFacts) -> Iterator[str]:

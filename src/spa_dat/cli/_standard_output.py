@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TextIO, TypeVar
 
 from ..errors import ConfigurationError
+from ._terminal import BAD, HEADING, styled
 
 __all__ = ["BackgroundOutput", "check_open", "printing", "resolve", "write_notice", "write_text"]
 
@@ -58,12 +59,18 @@ def write_text(text: str) -> None:
     sys.stdout.write(_encoded(text).decode(sys.stdout.encoding))
 
 
-def write_notice(text: str) -> None:
-    """Write a line to standard error; if that is closed or full, go on without it."""
+def write_notice(text: str, *, failed: bool = False) -> None:
+    """Write a line to standard error; if that is closed or full, go on without it.
+
+    Args:
+        text: without a line end.
+        failed: whether it says why a command has failed.
+    """
     if sys.stderr is None:
         return
     try:
-        sys.stderr.write(f"spa-dat: {text}\n")
+        sender = styled("spa-dat:", BAD if failed else HEADING, sys.stderr)
+        sys.stderr.write(f"{sender} {text}\n")
         sys.stderr.flush()
     except OSError:
         _abandon(sys.stderr)
