@@ -96,6 +96,7 @@ class ApplicationUnderTest:
             environment=environment,
             stats=self.stats,
             stand_in=world.stand_in,
+            outbox=world.outbox_of(runs.settings.outbox),
         )
         runs.observe(world.monitor)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..._busy_threads import BusyThread
@@ -18,6 +22,7 @@ from ._application_under_test import ApplicationUnderTest
 
 if TYPE_CHECKING:
     from ...runtime.hosting._lane import Lane
+    from ...transports._outbox_options import OutboxFile
     from ..simulated._stand_ins import HarnessBus
     from ._application_under_test import Life
 
@@ -55,6 +60,7 @@ class World(abc.ABC):
         self.taken: list[Envelope] = []
         self.problems: list[str] = []
         self._start = start
+        self._folder: str | None = None
 
     @property
     def elapsed(self) -> float:
@@ -81,6 +87,15 @@ class World(abc.ABC):
     def free(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function so that what it starts belongs to no application."""
         return self.outside.copy().run(function, *args)
+
+    def outbox_of(self, outbox: OutboxFile | None) -> OutboxFile | None:
+        """Return the same with a folder that lasts as long as the world."""
+        if outbox is None:
+            return None
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="spa-dat-outbox-")
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return replace(outbox, folder=self._folder)
 
     @abc.abstractmethod
     def stand_in(self, provider: SocketProvider) -> SocketProvider:

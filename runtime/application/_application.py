@@ -31,6 +31,7 @@ from ._runs import Runs
 from ._stopping import shielded_from_scopes
 
 if TYPE_CHECKING:
+    from ...transports._outbox_options import OutboxFile
     from ..diagnostics._health import Health
     from ..diagnostics._stop_report import StopReport
     from ..metrics._measurements import Measurements
@@ -87,11 +88,15 @@ class DistributedApplication:
             needs ``spa-dat[metrics]``, ``opentelemetry``, which needs ``opentelemetry-api``, or
             both; by default the environment variable ``SPA_DAT_METRICS``. Without it nothing is
             measured, which costs nothing.
+        outbox: ``file`` records what is published in a file until the broker has it, so that it
+            survives the program: `Socket.publish` returns when it is recorded, and does not wait
+            for the broker. An `OutboxFile` says where the file is and how much it may have. It
+            needs a ``name``. None keeps it in memory.
         environment: where time stamps, randomness and identifiers come from.
 
     Raises:
-        ConfigurationError: a name, the bus, the codec, the address for probes or ``metrics`` is
-            wrong.
+        ConfigurationError: a name, the bus, the codec, the address for probes, ``metrics`` or
+            ``outbox`` is wrong.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class DistributedApplication:
         admin: str | None = None,
         admin_token: str | None = None,
         metrics: Exporter | Sequence[Exporter] | None = None,
+        outbox: Literal["file"] | OutboxFile | None = None,
         environment: Environment | None = None,
     ) -> None:
         environment = environment or Environment()
@@ -143,6 +149,7 @@ class DistributedApplication:
             admin=admin_address,
             exporters=exporters,
             measurements=_measurements_for(exporters, admin_address),
+            outbox=_outbox(outbox, identity),
         )
         self._runs = Runs(self._registry, settings)
         self._background: Background | None = None
@@ -617,6 +624,21 @@ class DistributedApplication:
 
     def __repr__(self) -> str:
         return f"<DistributedApplication {self.name!r} instance {self.identity.instance!r}>"
+
+
+def _outbox(given: object, identity: Identity) -> OutboxFile | None:
+    if given is None:
+        return None
+    # Not at the top: only who asks for it pays for it.
+    from ...transports._outbox_options import outbox_file_meant
+
+    options = outbox_file_meant(given)
+    if identity.ephemeral:
+        raise ConfigurationError(
+            "outbox='file' needs an application with a name, which finds its file again after a"
+            " restart: give name="
+        )
+    return options
 
 
 def runs_of(application: DistributedApplication) -> Runs:

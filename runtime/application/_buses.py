@@ -101,10 +101,11 @@ class Buses:
             used = provider if stand_in is None else stand_in(provider)
             reply_topics, middleware = self._settings.reply_topics, self._settings.on_publishes
             measurements = self._settings.measurements if self._settings.exporters else None
+            outbox = self._settings.outbox
             connection = self._buses[provider.address] = (
-                self._kinds[1](used, surroundings, reply_topics, middleware, measurements)
+                self._kinds[1](used, surroundings, reply_topics, middleware, measurements, outbox)
                 if middleware
-                else self._kinds[0](used, surroundings, reply_topics, measurements)
+                else self._kinds[0](used, surroundings, reply_topics, measurements, outbox)
             )
         elif connection.provider.config != provider.config:
             raise ConfigurationError(

@@ -614,7 +614,7 @@ class Run:
     def abandon(self) -> None:
         """Release what is held outside the event loop after all tasks of the run were killed."""
         for connection in self._buses:
-            connection.ended = True
+            connection.abandon()
         for actor in self._actors:
             actor.abandon()
         self._let_go()

@@ -18,6 +18,7 @@ from ..options._option_checks import check_seconds
 from ._actor_observer import Observer
 
 if TYPE_CHECKING:
+    from ...transports._outbox_options import OutboxFile
     from ..metrics._measurements import Measurements
     from ..options._admin_address import AdminAddress
     from ..options._exporters import Exporter
@@ -36,6 +37,7 @@ class Settings:
         blocked: seconds after which a blocked event loop is reported; None for never.
         reply_topics: filters for where replies may go; None for anywhere.
         codec: of sockets that belong to no actor; actors have it among their options.
+        outbox: the files of its outboxes; None to have them in memory.
         stand_in: returns what to use in place of a provider; None to use the provider itself.
         observer: is told what the actors do; None for nobody.
         admin: where it answers probes; None for nowhere.
@@ -56,6 +58,7 @@ class Settings:
     blocked: float | None = 5.0
     reply_topics: tuple[TopicFilter, ...] | None = None
     codec: Codec | None = None
+    outbox: OutboxFile | None = None
     stand_in: Callable[[SocketProvider], SocketProvider] | None = None
     observer: Observer | None = None
     admin: AdminAddress | None = None

@@ -42,6 +42,8 @@ from ._sent_replies import Replies, ReplyAddresses
 from ._turn import current_turn, inherited
 
 if TYPE_CHECKING:
+    from ...transports._durable_outbox import DurableOutbox
+    from ...transports._outbox_options import OutboxFile
     from ..metrics._measurements import Measurements
 
 __all__ = ["BusConnection"]
@@ -88,6 +90,7 @@ class BusConnection:
         surroundings: Surroundings,
         reply_topics: Sequence[TopicFilter] | None = None,
         measurements: Measurements | None = None,
+        outbox: OutboxFile | None = None,
     ) -> None:
         self.provider = provider
         self.measurements = measurements
@@ -96,6 +99,13 @@ class BusConnection:
         self.subscribed: list[HandlesTopic] = []
         self.surroundings = surroundings
         self.bus: Bus = provider.open(surroundings)
+        self._durable: DurableOutbox | None = None
+        if outbox is not None:
+            # Not at the top: it imports SQLite.
+            from ...transports._durable_outbox import DurableOutbox
+
+            self._durable = DurableOutbox(self.bus, provider, surroundings, outbox)
+            self.bus = self._durable
         if measurements is not None:
             # Not at the top: most applications have no metrics.
             from ._measured_bus import MeasuredBus
@@ -141,6 +151,12 @@ class BusConnection:
         self.requests.close(self._has_ended())
         # Callbacks report what was given up.
         await asyncio.sleep(0)
+
+    def abandon(self) -> None:
+        """Let go of it after all tasks of the application were killed."""
+        self.ended = True
+        if self._durable is not None:
+            self._durable.abandon()
 
     def check_use(self) -> None:
         """Refuse the use of a socket where it cannot work, instead of letting it fail later.

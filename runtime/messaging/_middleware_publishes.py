@@ -12,7 +12,13 @@ import msgspec
 from ..._texts import quoted
 from ...actors import refuse_unrun
 from ...errors import ConfigurationError
-from ...transports import Envelope, SocketProvider, Surroundings, TopicFilter, TopicTrie
+from ...transports import (
+    Envelope,
+    SocketProvider,
+    Surroundings,
+    TopicFilter,
+    TopicTrie,
+)
 from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec
 from ._bus_connection import BusConnection
@@ -23,6 +29,7 @@ from ._sent_replies import Replies
 from ._turn import Turn, current_turn
 
 if TYPE_CHECKING:
+    from ...transports._outbox_options import OutboxFile
     from ..metrics._measurements import Measurements
 
 __all__ = ["MiddlewareConnection"]
@@ -124,8 +131,9 @@ class MiddlewareConnection(BusConnection):
         reply_topics: Sequence[TopicFilter] | None,
         middleware: Sequence[Middleware],
         measurements: Measurements | None = None,
+        outbox: OutboxFile | None = None,
     ) -> None:
-        super().__init__(provider, surroundings, reply_topics, measurements)
+        super().__init__(provider, surroundings, reply_topics, measurements, outbox)
         self._publishing = _Publishing(middleware, provider.address, self.filters)
         # Of the message that is sent next.
         self._next: tuple[Envelope, _SentCallbacks] | None = None

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         SocketProvider,
         SocketProviderFactory,
     )
+    from .transports._outbox_options import OutboxFile
 
 __all__ = [
     "Actor",
@@ -75,6 +76,7 @@ __all__ = [
     "MessageBuilder",
     "Middleware",
     "MqttConfig",
+    "OutboxFile",
     "Outgoing",
     "Overflow",
     "Reject",
@@ -140,6 +142,7 @@ _PARTS = {
         "on",
         "run",
     ),
+    "transports._outbox_options": ("OutboxFile",),
     "transports": (
         "KafkaConfig",
         "KafkaTopic",

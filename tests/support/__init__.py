@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-__all__ = ["ledger_consumer_path"]
+__all__ = ["durable_publisher_path", "ledger_consumer_path"]
+
+durable_publisher_path = str(Path(__file__).parent / "durable_publisher.py")
+"""A program to start: see `support.durable_publisher`."""
 
 ledger_consumer_path = str(Path(__file__).parent / "ledger_consumer.py")
 """A program to start: see `support.ledger_consumer`."""

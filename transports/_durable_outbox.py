@@ -1,0 +1,542 @@
+"""An outbox in a file: what was published survives the process while the broker is away."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import msgspec
+
+from .._limited_log import LimitedLog
+from .._logs import get_logger
+from .._texts import describe, error_name, quoted
+from ..errors import (
+    ConfigurationError,
+    MessageTooLarge,
+    OutboxFull,
+    PublishNotSent,
+    PublishUnknown,
+    SpaDatError,
+    TransportError,
+)
+from ._connect_failures import not_outage
+from ._contract import Bus, SocketProvider, Surroundings
+from ._delegating_bus import DelegatingBus
+from ._envelope import REPLY_HEADER, Envelope
+from ._outbox import on_outcome, size_of
+from ._outbox_file import Row, Rows, RowStatus, row_of
+from ._outbox_options import OutboxFile
+from ._sqlite_file import SqliteFile
+
+__all__ = ["DurableOutbox"]
+
+_log = get_logger(__name__)
+
+# Messages that are given to the bus and have no outcome, and those in memory before that.
+_MOST_UNDER_WAY = 1_000
+_MOST_IN_LINE = 1_000
+_MOST_BYTES_IN_LINE = 8_388_608
+# A post waits while a transaction is written, so it is not to have more messages than that.
+_LARGEST_TRANSACTION = 500
+# Seconds after which something that the disk or the bus had no room for is tried again.
+_AGAIN = 1.0
+_LAST_WRITES = 5.0
+
+
+class DurableOutbox(DelegatingBus):
+    """Records in a file what is published, and then publishes it on another bus, in order.
+
+    A publish, and the future of a post, is done when the message would survive a loss of power. A
+    post returns when it would survive the end of the process. What is left in the file is published
+    first after the next start, with the same ids. Requests, replies, dead letters and QoS 0 are
+    left to the other bus as they are: nobody waits for the first two after a restart, whoever
+    stores a dead letter waits until the broker has it, and QoS 0 may be lost.
+
+    A message that the broker refuses for good is logged, counted as ``outbox.refused``, and removed
+    from the file, so that those behind it are sent.
+
+    Args:
+        bus: the other one.
+        provider: what has opened it.
+        surroundings: identity, clock and counters.
+        options: where the file is, and how much it may have.
+
+    Raises:
+        ConfigurationError: there is no folder for the file.
+    """
+
+    def __init__(
+        self, bus: Bus, provider: SocketProvider, surroundings: Surroundings, options: OutboxFile
+    ) -> None:
+        super().__init__(bus)
+        self._check_message = provider.check_message
+        self._now = surroundings.environment.now
+        self._stats = surroundings.stats
+        self._fatal = surroundings.fatal
+        self._options = options
+        self._path = options.path(surroundings.identity, provider.address)
+        self._loop = asyncio.get_running_loop()
+        self._limited_log = LimitedLog(_log)
+        # One thread: it writes what has gathered while it was busy in one transaction.
+        self._thread = ThreadPoolExecutor(1, "spa_dat outbox")
+        # Set by the thread, and by the event loop, in which it is used then.
+        self._opened: Rows | None = None
+        self._rows: Rows | None = None
+        self._closed = False
+        self._problem: str | None = None
+        # Messages in the file or on their way there, without an outcome.
+        self._count = 0
+        self._size = 0
+        self._last = 0
+        # In order: in memory and to be published next. If it is `behind`, others that come after
+        # these are only in the file.
+        self._line: deque[Row] = deque()
+        self._line_size = 0
+        self._line_end = 0
+        self._behind = False
+        self._under_way: dict[int, Row] = {}
+        self._again: asyncio.TimerHandle | None = None
+        # For the thread: messages to write, those being written, those that are in the file and not
+        # yet synchronised, and the places of those that have an outcome.
+        self._unwritten: deque[Row] = deque()
+        self._writing: list[Row] = []
+        self._syncing: list[Row] = []
+        self._unsynced: list[Row] = []
+        self._gone: list[int] = []
+        self._work = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._progress: list[asyncio.Future[None]] = []
+
+    # The contract of a bus.
+
+    @property
+    def trouble(self) -> str | None:
+        """See `Bus.trouble`."""
+        return self._problem or self._bus.trouble
+
+    @property
+    def pending(self) -> int:
+        """See `Bus.pending`."""
+        return self._count - len(self._under_way) + (self._bus.pending or 0)
+
+    async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        """See `Bus.start`; also opens the file, and publishes first what is left in it.
+
+        Raises:
+            ConfigurationError: the file cannot be used; it is left as it is.
+        """
+        rows = await self._loop.run_in_executor(self._thread, self._open)
+        if self._closed:
+            return
+        self._rows = rows
+        self._last = rows.last
+        self._count, self._size = rows.count, rows.size
+        self._behind = rows.count > 0
+        if rows.count:
+            _log.info("%d messages are left in %s, and are sent first", rows.count, self._path)
+        self._worker = self._loop.create_task(self._run())
+        self._worker.add_done_callback(self._worker_ended)
+        await self._bus.start(on_reply)
+        self._work.set()
+
+    def _open(self) -> Rows:
+        rows = self._opened = Rows(self._path)
+        if self._closed:
+            rows.close()
+        return rows
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        """See `Bus.post`."""
+        if self._passes(envelope):
+            return self._bus.post(envelope)
+        recorded: asyncio.Future[None] = self._loop.create_future()
+        rows = self._rows
+        if self._closed or rows is None:
+            recorded.set_exception(_closed(envelope))
+            return recorded
+        row = self._accepted(envelope, recorded)
+        try:
+            rows.add([row])
+        except sqlite3.Error as error:
+            raise self._not_written(row, error) from error
+        self._enter(row)
+        row.status = RowStatus.WRITTEN
+        self._unsynced.append(row)
+        self._work.set()
+        self._feed()
+        return recorded
+
+    async def publish(self, envelope: Envelope, *, timeout: float) -> None:
+        """See `Bus.publish`; the confirmation is that of the file."""
+        if self._passes(envelope):
+            await self._bus.publish(envelope, timeout=timeout)
+            return
+        if self._closed or self._rows is None:
+            raise _closed(envelope)
+        recorded: asyncio.Future[None] = self._loop.create_future()
+        row = self._accepted(envelope, recorded)
+        self._enter(row)
+        self._unwritten.append(row)
+        self._work.set()
+        timer = self._loop.call_later(timeout, self._out_of_time, row, timeout)
+        try:
+            await recorded
+        finally:
+            timer.cancel()
+
+    async def drain(self) -> None:
+        """See `Bus.drain`: waits until the file is empty."""
+        while self._count or self._unsynced or self._syncing:
+            await self._change()
+        await self._bus.drain()
+
+    async def room(self) -> None:
+        """See `Bus.room`."""
+        options = self._options
+        while not self._closed and (
+            self._count > options.max_messages // 2 or self._size > options.max_bytes // 2
+        ):
+            await self._change()
+        await self._bus.room()
+
+    async def close(self) -> None:
+        """See `Bus.close`; what has no outcome stays in the file."""
+        self._closed = True
+        if self._again is not None:
+            self._again.cancel()
+        await self._bus.close()
+        # The outcomes of what it had are told.
+        await asyncio.sleep(0)
+        self._work.set()
+        if self._worker is not None:
+            await asyncio.wait((self._worker,), timeout=_LAST_WRITES)
+        if self._count and self._rows is not None:
+            _log.info("%d messages stay in %s until the next start", self._count, self._path)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Release the file at once, as it is."""
+        self._closed = True
+        if self._worker is not None:
+            self._worker.cancel()
+        self._thread.shutdown(wait=False)
+        if self._opened is not None:
+            self._opened.close()
+        for row in (*self._writing, *self._unwritten, *self._syncing, *self._unsynced):
+            if row.recorded is not None and not row.recorded.done():
+                row.recorded.set_exception(_closed(row.envelope))
+                row.recorded.exception()
+        self._wake()
+
+    # Into the file.
+
+    @staticmethod
+    def _passes(envelope: Envelope) -> bool:
+        """Whether a message is none that is recorded."""
+        return (
+            envelope.correlation is not None
+            or envelope.qos == 0
+            or REPLY_HEADER in envelope.headers
+        )
+
+    def _accepted(self, envelope: Envelope, recorded: asyncio.Future[None]) -> Row:
+        """Return a message as it is to be written; raise what the bus would."""
+        if len(envelope.payload) > self.max_payload:
+            raise MessageTooLarge(
+                f"the payload for {envelope.topic!r} has {len(envelope.payload)} bytes, and"
+                f" {self.max_payload} are allowed: send less, or raise the option 'max_payload'"
+                " if the broker allows it"
+            )
+        self._check_message(envelope)
+        if envelope.qos != 1:
+            raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
+        size = size_of(envelope)
+        options = self._options
+        what = ""
+        if self._count >= options.max_messages:
+            what = f"{self._count} messages, as many as max_messages allows"
+        elif self._size and self._size + size > options.max_bytes:
+            what = f"{self._size} bytes of max_bytes={options.max_bytes}"
+        if what:
+            full = OutboxFull(
+                f"the outbox file {quoted(str(self._path), 1_000)} has {what}, and the message to"
+                f" {envelope.topic!r} was not accepted: wait for room with 'await socket.drain()',"
+                " or raise the option of OutboxFile"
+            )
+            full.outage = not self._bus.connected
+            raise full
+        self._last += 1
+        return row_of(self._last, envelope, self._now(), recorded)
+
+    def _enter(self, row: Row) -> None:
+        self._count += 1
+        self._size += row.size
+        if not self._behind and (
+            len(self._line) >= _MOST_IN_LINE or self._line_size > _MOST_BYTES_IN_LINE
+        ):
+            self._behind = True
+        if not self._behind:
+            self._append(row)
+
+    def _leave(self, row: Row) -> None:
+        self._count -= 1
+        self._size -= row.size
+        self._wake()
+
+    def _not_written(self, row: Row, error: BaseException) -> TransportError:
+        """Return the error for a message that is not in the file."""
+        if not SqliteFile.is_full(error):
+            return not_outage(
+                PublishNotSent(
+                    f"the message to {row.envelope.topic!r} was not written to the outbox file"
+                    f" {quoted(str(self._path), 1_000)}: {error}"
+                )
+            )
+        full = OutboxFull(
+            f"there is no room on the disk for the outbox file {quoted(str(self._path), 1_000)}"
+            f" ({error}), and the message to {row.envelope.topic!r} was not accepted: make room, or"
+            " give another folder"
+        )
+        # A handler does not fail over it, but is called again until there is room.
+        full.outage = True
+        return full
+
+    def _out_of_time(self, row: Row, timeout: float) -> None:
+        if row.recorded is not None and not row.recorded.done():
+            row.recorded.set_exception(
+                not_outage(
+                    PublishUnknown(
+                        f"publish to {row.envelope.topic!r} was not written to the outbox file"
+                        f" {quoted(str(self._path), 1_000)} within {timeout:g} s; it may be sent"
+                        " all the same"
+                    )
+                )
+            )
+
+    async def _run(self) -> None:
+        """Have the thread write, again and again, whatever there is."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._unwritten or self._unsynced or self._gone:
+                if not await self._write():
+                    break
+                self._wake()
+                self._feed()
+            self._wake()
+            if self._closed:
+                return
+            self._feed()
+            await self._catch_up()
+
+    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        error = None if worker.cancelled() else worker.exception()
+        if error is not None:
+            self._fatal(error)
+
+    async def _write(self) -> bool:
+        """Write once; return whether all is well."""
+        rows = self._rows
+        assert rows is not None
+        taken = min(len(self._unwritten), _LARGEST_TRANSACTION)
+        writing = self._writing = [self._unwritten.popleft() for _ in range(taken)]
+        unsynced = self._syncing = self._unsynced
+        self._unsynced = []
+        gone, self._gone = self._gone[:5_000], self._gone[5_000:]
+        problems = await self._loop.run_in_executor(
+            self._thread, _written, rows, writing, gone, bool(writing or unsynced)
+        )
+        self._writing, self._syncing = [], []
+        not_removed, not_added, not_synced = problems
+        if not_removed is not None:
+            self._gone[:0] = gone
+            self._retry_later()
+        for row in writing:
+            if not_added is None:
+                row.status = RowStatus.WRITTEN
+            else:
+                row.status = RowStatus.FAILED
+                self._leave(row)
+        for row in (*writing, *unsynced):
+            error = not_added if row.status is RowStatus.FAILED else not_synced
+            if row.recorded is None or row.recorded.done():
+                continue
+            if error is None:
+                row.recorded.set_result(None)
+            elif row.status is RowStatus.FAILED:
+                row.recorded.set_exception(self._not_written(row, error))
+            else:
+                row.recorded.set_exception(
+                    not_outage(PublishUnknown(f"the disk of {self._path} has failed: {error}"))
+                )
+        problem = not_added or not_synced or not_removed
+        self._problem = (
+            None
+            if problem is None
+            else f"the outbox file {quoted(str(self._path), 1_000)} cannot be written: {problem}"
+        )
+        if problem is not None:
+            self._limited_log.error("%s", self._problem)
+        return not_removed is None
+
+    def _retry_later(self) -> None:
+        if not self._closed:
+            self._loop.call_later(_AGAIN, self._work.set)
+
+    # Out of the file.
+
+    def _append(self, row: Row) -> None:
+        self._line.append(row)
+        self._line_size += row.size
+        self._line_end = row.n
+
+    def _feed(self) -> None:
+        """Give to the bus what is in memory, as far as it is in the file."""
+        line = self._line
+        while line and not self._closed and len(self._under_way) < _MOST_UNDER_WAY:
+            row = line[0]
+            if row.status is RowStatus.UNWRITTEN:
+                break
+            if row.status is RowStatus.WRITTEN and not self._publish(row):
+                break
+            line.popleft()
+            self._line_size -= row.size
+        if self._behind and not line and self._rows is not None:
+            self._work.set()
+
+    def _publish(self, row: Row) -> bool:
+        """Give one message to the bus; return False if it has no room."""
+        envelope = row.envelope
+        if row.expires is not None:
+            left = row.expires - self._now()
+            if left <= 0:
+                self._stats["publishes.expired"] += 1
+                self._limited_log.warning(
+                    "the message to %s has expired while it waited for the broker, and is not sent",
+                    quoted(envelope.topic),
+                )
+                self._forget(row)
+                return True
+            envelope = msgspec.structs.replace(envelope, expiry=left)
+        try:
+            posted = self._bus.post(envelope)
+        except OutboxFull:
+            if self._again is None or self._again.when() <= self._loop.time():
+                self._again = self._loop.call_later(_AGAIN / 10, self._feed)
+            return False
+        except SpaDatError as error:
+            self._refused(row, error)
+            return True
+        self._under_way[row.n] = row
+        on_outcome(posted, partial(self._sent, row))
+        return True
+
+    def _sent(self, row: Row, posted: asyncio.Future[None]) -> None:
+        del self._under_way[row.n]
+        error = asyncio.CancelledError() if posted.cancelled() else posted.exception()
+        if error is None:
+            self._forget(row)
+        elif self._closed or isinstance(
+            error, asyncio.CancelledError | PublishNotSent | PublishUnknown
+        ):
+            # The bus was closed: it stays in the file.
+            return
+        elif isinstance(error, TransportError) and error.outage:
+            self._line = deque(sorted((row, *self._line), key=lambda row: row.n))
+            self._line_size += row.size
+        else:
+            self._refused(row, error)
+        self._feed()
+
+    def _refused(self, row: Row, error: BaseException) -> None:
+        self._stats["outbox.refused"] += 1
+        _log.error(
+            "the message %s to %s in the outbox file is refused for good, and dropped: %s: %s",
+            quoted(row.envelope.id),
+            quoted(row.envelope.topic),
+            error_name(error),
+            describe(error),
+        )
+        self._forget(row)
+
+    def _forget(self, row: Row) -> None:
+        self._gone.append(row.n)
+        self._leave(row)
+        self._work.set()
+
+    async def _catch_up(self) -> None:
+        """Read the next messages from the file if there are only these."""
+        rows = self._rows
+        if not self._behind or self._line or rows is None or self._closed:
+            return
+        first = next(iter(self._writing or self._unwritten), None)
+        last = self._last
+        upto = last if first is None else first.n - 1
+        try:
+            read = await self._loop.run_in_executor(
+                self._thread, rows.read, self._line_end, upto, _MOST_IN_LINE, _MOST_BYTES_IN_LINE
+            )
+        except (ConfigurationError, sqlite3.Error) as error:
+            if self._closed:
+                return
+            self._problem = describe(error)
+            self._limited_log.error("%s", self._problem)
+            self._retry_later()
+            return
+        for row in read:
+            self._append(row)
+        if not read:
+            if first is None and last == self._last:
+                self._behind = False
+            elif first is None:
+                self._work.set()
+        self._feed()
+
+    # Whoever waits.
+
+    async def _change(self) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._progress.append(waiter)
+        await waiter
+
+    def _wake(self) -> None:
+        waiters, self._progress = self._progress, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _written(
+    rows: Rows, adding: list[Row], removing: list[int], sync: bool
+) -> tuple[Exception | None, Exception | None, Exception | None]:
+    """Write in the thread; return what has gone wrong when removing, adding and synchronising."""
+    not_removed = not_added = not_synced = None
+    if removing:
+        # First, which makes room.
+        not_removed = _problem(partial(rows.remove, removing))
+    if adding:
+        not_added = _problem(partial(rows.add, adding))
+    if sync:
+        not_synced = _problem(rows.sync)
+    return not_removed, not_added, not_synced
+
+
+def _problem(work: Callable[[], None]) -> Exception | None:
+    try:
+        work()
+    except (sqlite3.Error, OSError) as error:
+        return error
+    return None
+
+
+def _closed(envelope: Envelope) -> PublishNotSent:
+    return not_outage(
+        PublishNotSent(
+            f"publish to {envelope.topic!r} was not sent: the bus is not open; it is safe to"
+            " publish it again"
+        )
+    )

@@ -1,0 +1,177 @@
+"""The file of a durable outbox: publishes that survive the process, until they are sent."""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+from asyncio import Future
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .._texts import quoted
+from ..errors import ConfigurationError
+from ._envelope import Envelope
+from ._outbox import size_of
+from ._sqlite_file import SqliteFile
+
+__all__ = ["Row", "RowStatus", "Rows", "row_of"]
+
+_KIND = 0x53504F42
+_VERSION = 1
+_SCHEMA = (
+    "CREATE TABLE outbox (n INTEGER PRIMARY KEY, expires REAL, size INTEGER NOT NULL,"
+    " message BLOB NOT NULL)"
+)
+
+
+class RowStatus(enum.Enum):
+    """What is known of a message that was given to a durable outbox."""
+
+    UNWRITTEN = enum.auto()
+    """It is on its way to the file."""
+    WRITTEN = enum.auto()
+    """It is in the file, and survives the process."""
+    FAILED = enum.auto()
+    """It could not be written, as its sender was told."""
+
+
+class Row:
+    """One message of a durable outbox.
+
+    Attributes:
+        n: its place in the order.
+        envelope: the message.
+        expires: when it expires, in seconds since 1970; None for never.
+        size: as the outbox counts it.
+        status: see `RowStatus`.
+        recorded: done when it would survive a loss of power; None for messages from the file.
+    """
+
+    __slots__ = ("envelope", "expires", "n", "recorded", "size", "status")
+
+    def __init__(
+        self,
+        n: int,
+        envelope: Envelope,
+        expires: float | None,
+        size: int,
+        recorded: Future[None] | None = None,
+    ) -> None:
+        self.n = n
+        self.envelope = envelope
+        self.expires = expires
+        self.size = size
+        self.status = RowStatus.UNWRITTEN if recorded is not None else RowStatus.WRITTEN
+        self.recorded = recorded
+
+
+class Rows:
+    """The messages in the file of a durable outbox. For any thread.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        path: the file.
+        last: the highest place that a message in the file had when it was opened.
+        count: how many messages there were then.
+        size: bytes of them.
+
+    Raises:
+        ConfigurationError: as for `SqliteFile`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = SqliteFile(
+            path, kind=_KIND, version=_VERSION, schema=_SCHEMA, what="the outbox file"
+        )
+        self.last, self.count, self.size = self._file.transaction(
+            lambda database: database.execute(
+                "SELECT coalesce(max(n), 0), count(*), coalesce(sum(size), 0) FROM outbox"
+            ).fetchone()
+        )
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Write messages, so that they survive the process; raises sqlite3.Error."""
+        values = [(row.n, row.expires, row.size, _encoded(row.envelope)) for row in rows]
+
+        def insert(database: sqlite3.Connection) -> None:
+            database.executemany("INSERT INTO outbox VALUES (?, ?, ?, ?)", values)
+
+        self._file.transaction(insert)
+
+    def remove(self, places: Sequence[int]) -> None:
+        """Forget messages; raises sqlite3.Error."""
+
+        def delete(database: sqlite3.Connection) -> None:
+            database.executemany("DELETE FROM outbox WHERE n = ?", [(n,) for n in places])
+
+        self._file.transaction(delete)
+
+    def sync(self) -> None:
+        """Wait until all of it would survive a loss of power; raises OSError, sqlite3.Error."""
+        self._file.sync()
+
+    def read(self, after: int, upto: int, most: int, most_bytes: int) -> list[Row]:
+        """Return the messages at the next places, in order: so many, or so many bytes.
+
+        Raises:
+            ConfigurationError: the file has one that cannot be read.
+            sqlite3.Error: the file cannot be read.
+        """
+        found: list[tuple[int, float | None, int, bytes]] = []
+
+        def select(database: sqlite3.Connection) -> None:
+            size = 0
+            for row in database.execute(
+                "SELECT n, expires, size, message FROM outbox WHERE n > ? AND n <= ?"
+                " ORDER BY n LIMIT ?",
+                (after, upto, most),
+            ):
+                found.append(row)
+                size += row[2]
+                if size >= most_bytes:
+                    break
+
+        self._file.transaction(select)
+        return [
+            Row(n, self._decoded(n, message), expires, size) for n, expires, size, message in found
+        ]
+
+    def close(self) -> None:
+        """Release the file. Never raises."""
+        self._file.close()
+
+    def _decoded(self, n: int, message: bytes) -> Envelope:
+        try:
+            return _DECODER.decode(message)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"the outbox file {quoted(str(self.path), 1_000)} has a message that cannot be read"
+                f" (number {n}: {error}), and is left as it is: restore it, or move it away and do"
+                " without what it contains"
+            ) from error
+
+
+_DECODER = msgspec.msgpack.Decoder(Envelope)
+
+
+def _encoded(envelope: Envelope) -> bytes:
+    fields: dict[str, Any] = {
+        name: value
+        for name, value in msgspec.structs.asdict(envelope).items()
+        if value is not None and value is not False
+    }
+    # A mapping of any kind.
+    fields["headers"] = dict(envelope.headers)
+    return msgspec.msgpack.encode(fields)
+
+
+def row_of(n: int, envelope: Envelope, now: float, recorded: Future[None]) -> Row:
+    """Return a message that is to be written, in seconds since 1970."""
+    expires = None if envelope.expiry is None else now + envelope.expiry
+    return Row(n, envelope, expires, size_of(envelope), recorded)

@@ -1,0 +1,185 @@
+"""A SQLite file that one process writes, and that survives the process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from .._texts import quoted
+from ..errors import ConfigurationError
+
+__all__ = ["SqliteFile"]
+
+T = TypeVar("T")
+
+_PAGE = 4_096
+# Pages of the log from which on they are copied into the file. Whoever writes waits meanwhile.
+_CHECKPOINT_AT = 512
+# Seconds for a transaction that is being written when the file is closed.
+_PATIENCE = 1.0
+_WHY_IT_IS_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class SqliteFile:
+    """A SQLite database of our own in a file that this process alone may use.
+
+    What a transaction has written survives the end of the process from its return on, and that of
+    the computer from the next `sync` on, so that many transactions can share one. The methods may
+    be called in any thread; transactions wait for each other.
+
+    Args:
+        path: where it is; a missing folder is created for this user alone, as is the file.
+        kind: 32 bits that tell such files from other databases (``application_id``).
+        version: of the tables; files of newer ones are refused.
+        schema: SQL that creates the tables.
+        what: what the file is, for errors.
+
+    Raises:
+        ConfigurationError: the file cannot be created or read, is no such file, is damaged, was
+            written by a newer version, or is in use. It is left as it is.
+    """
+
+    def __init__(self, path: Path, *, kind: int, version: int, schema: str, what: str) -> None:
+        self.path = path
+        self._what = f"{what} {quoted(str(path), 1_000)}"
+        self._lock = threading.Lock()
+        self._log = -1
+        self._create()
+        self._database = sqlite3.connect(
+            path, timeout=0.0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._prepare(kind, version, schema)
+        except BaseException as error:
+            self._database.close()
+            if isinstance(error, sqlite3.Error | OSError):
+                raise ConfigurationError(f"{self._what}: {_reason(error)}") from error
+            raise
+
+    def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what the function returns, and keep all that it writes, or nothing if it raises.
+
+        Raises:
+            sqlite3.Error: it could not be written; see `is_full`.
+        """
+        with self._lock:
+            database = self._database
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(database)
+                database.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    # Some errors have rolled it back already.
+                    database.execute("ROLLBACK")
+                raise
+            return result
+
+    def sync(self) -> None:
+        """Wait until everything that was written so far would survive a loss of power.
+
+        Raises:
+            OSError, sqlite3.Error: the disk has failed.
+        """
+        os.fsync(self._log)
+        if os.fstat(self._log).st_size >= _CHECKPOINT_AT * _PAGE:
+            # If the disk is full the log grows on; the next one tries again.
+            with self._lock, contextlib.suppress(sqlite3.OperationalError):
+                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Release the file. Never raises; every use after that raises sqlite3.ProgrammingError."""
+        if not self._lock.acquire(timeout=_PATIENCE):
+            # The disk hangs: the end of the process releases it.
+            return
+        try:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()
+            if self._log >= 0:
+                os.close(self._log)
+                self._log = -1
+        finally:
+            self._lock.release()
+
+    @staticmethod
+    def is_full(error: BaseException) -> bool:
+        """Whether a write has failed because the disk, or a limit of the system, has no room."""
+        code = getattr(error, "sqlite_errorcode", None)
+        return isinstance(error, OSError) or (code is not None and code & 0xFF in _WHY_IT_IS_FULL)
+
+    def _create(self) -> None:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._what} cannot be created: {error.strerror}; give another folder, or make"
+                " this one writable for the user of the program"
+            ) from error
+
+    def _prepare(self, kind: int, version: int, schema: str) -> None:
+        database = self._database
+        database.execute("PRAGMA locking_mode=EXCLUSIVE")
+        # Takes the lock, and reads the header.
+        database.execute("BEGIN EXCLUSIVE")
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (found,) = database.execute("PRAGMA application_id").fetchone()
+        (written,) = database.execute("PRAGMA user_version").fetchone()
+        database.execute("COMMIT")
+        if tables and found != kind:
+            raise ConfigurationError(
+                f"{self._what} is another kind of database, and is left as it is: give another"
+                " folder, or move the file away"
+            )
+        if written > version:
+            raise ConfigurationError(
+                f"{self._what} was written by a newer version of this package (format {written},"
+                f" and {version} is the newest that is known here), and is left as it is: use that"
+                " version, or move the file away"
+            )
+        (state,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if state != "ok":
+            raise ConfigurationError(
+                f"{self._what} is damaged ({quoted(state, 200)}), and is left as it is: restore it,"
+                " or move it away and do without what it contains"
+            )
+        database.execute("PRAGMA journal_mode=WAL")
+        # Synchronised by sync(), which many transactions share.
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.execute("PRAGMA wal_autocheckpoint=0")
+        database.execute("BEGIN IMMEDIATE")
+        if not tables:
+            database.execute(schema)
+        # Written each time, so that there is a log.
+        database.execute(f"PRAGMA application_id={kind}")
+        database.execute(f"PRAGMA user_version={version}")
+        database.execute("COMMIT")
+        self._log = os.open(f"{self.path}-wal", os.O_RDWR)
+        os.fsync(self._log)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _reason(error: sqlite3.Error | OSError) -> str:
+    """Return why a file cannot be used, and what to do."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return (
+            "it is in use by another process: give each copy of the application another"
+            " instance=, or stop the other one"
+        )
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return (
+            f"it is damaged, or no database ({error}), and is left as it is: restore it, or move"
+            " it away and do without what it contains"
+        )
+    return f"it cannot be used: {error}; check the disk and the rights of the file"
