@@ -239,18 +239,55 @@ def test_tombstones_stay_until_their_time_is_over() -> None:
     for now, offsets in ((1000.0, [1, 2, 3]), (1099.9, [1, 2, 3]), (1100.0, [1, 3])):
         log.compact(now, 100.0)
         assert [record.offset for record in log.records] == offsets
-        whole = MemoryRecords(log.read(0, 10_000, log.end, at_least_one=True))
-        read = []
-        while whole.has_next():
-            part = whole.next_batch()
-            assert part.validate_crc()
-            read += [(record.offset, record.headers) for record in part]
+        read = [(record.offset, record.headers) for part in parts(log) for record in part]
         assert read == [(offset, [("h", b"v")]) for offset in offsets]
 
 
-def batch(value: bytes, *, sequence: int = 0, transactional: bool) -> bytes:
+def test_a_marker_stays_as_long_as_records_of_its_transaction() -> None:
+    log = Log("t", 0, 1000)
+    log.append(batch(b"a", key=b"k", transactional=True))
+    log.end_transaction(7, 0, 1, commit=True)
+    log.append(encode_record(b"other", b"x", [], 1))
+    for now in (0.0, 1.0, 2.0):
+        log.compact(now, 1.0)
+        assert [(part.base_offset, part.is_control_batch) for part in parts(log)] == [
+            (0, False),
+            (1, True),
+            (2, False),
+        ]
+    log.append(encode_record(b"k", b"b", [], 1))
+    for now, left in ((10.0, [1, 2, 3]), (10.9, [1, 2, 3]), (11.0, [2, 3])):
+        log.compact(now, 1.0)
+        assert [part.base_offset for part in parts(log)] == left
+
+
+def test_readers_get_to_the_end_although_the_last_record_is_gone() -> None:
+    log = Log("t", 0, 1000)
+    log.append(encode_record(b"a", b"1", [], 1))
+    log.append(encode_record(b"a", None, [], 1))
+    for now in range(3):
+        log.compact(now, 1.0)
+    assert log.records == []
+    (part,) = parts(log)
+    assert (part.next_offset, list(part), log.end) == (2, [], 2)
+    assert log.read(1, 1000, log.end, at_least_one=True)
+
+
+def parts(log: Log) -> list[Any]:
+    """Return the batches of a log, as a client gets them."""
+    whole = MemoryRecords(log.read(0, 10_000, log.end, at_least_one=True))
+    found = []
+    while whole.has_next():
+        found.append(whole.next_batch())
+        assert found[-1].validate_crc()
+    return found
+
+
+def batch(
+    value: bytes, *, key: bytes | None = None, sequence: int = 0, transactional: bool
+) -> bytes:
     builder = accumulator.BatchBuilder(10_000, 0, is_transactional=transactional)
-    builder.append(timestamp=1, key=None, value=value)
+    builder.append(timestamp=1, key=key, value=value)
     builder._builder.set_producer_state(7, 0, sequence)
     return bytes(builder._build())
 

@@ -246,7 +246,7 @@ async def fenced_at_the_end(bench: Bench) -> Any:
 @ends_with((["ProducerFenced", "ProducerFenced", 2], [({}, 2)], [({0: b"a"}, 2)]))
 async def out_of_time(bench: Bench) -> Any:
     topic = await bench.topic("t")
-    producer = await bench.producer("p", transaction_timeout_ms=500)
+    producer = await bench.producer("p", transaction_timeout_ms=2000)
     await producer.begin_transaction()
     await send(producer, topic, b"a")
     await bench.until_ends(topic, 2)
@@ -262,7 +262,7 @@ async def out_of_time(bench: Bench) -> Any:
 @ends_with((["ProducerFenced"], [({}, 2)], None))
 async def out_of_time_at_the_end(bench: Bench) -> Any:
     topic = await bench.topic("t")
-    producer = await bench.producer("p", transaction_timeout_ms=500)
+    producer = await bench.producer("p", transaction_timeout_ms=2000)
     await producer.begin_transaction()
     await send(producer, topic, b"a")
     await producer.send_offsets_to_transaction({TopicPartition(topic, 0): 1}, bench.name("g"))
