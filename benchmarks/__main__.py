@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import _harness, _kafka, _local, _metrics, _processes, _receive, _request, _scale
+from . import _harness, _kafka, _keyed, _local, _metrics, _processes, _receive, _request, _scale
 from ._measure import Suite, measure
 from ._report import as_markdown, as_text
 
@@ -21,7 +21,17 @@ _KAFKA = {
     "kafka-publish": _kafka.publish,
     "kafka-request": _kafka.request,
 }
-_NAMES = ("local", "processes", "scale", "harness", "receive", "request", *_KAFKA, "metrics")
+_NAMES = (
+    "local",
+    "processes",
+    "scale",
+    "keyed",
+    "harness",
+    "receive",
+    "request",
+    *_KAFKA,
+    "metrics",
+)
 
 
 def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
@@ -32,6 +42,8 @@ def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
         suites += _processes.suites(quick=quick)
     if "scale" in names:
         suites += _scale.suites(quick=quick)
+    if "keyed" in names:
+        suites += _keyed.suites(quick=quick)
     if "harness" in names:
         suites += _harness.suites(quick=quick, peers=peers)
     if "receive" in names:

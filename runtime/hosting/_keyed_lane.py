@@ -16,7 +16,7 @@ from ..._limited_log import LimitedLog
 from ..._logs import ActorLog
 from ..._texts import describe, quoted
 from ...actors import Actor, Mailbox, refuse_unrun, run_apart
-from ...transports import Delivery, Envelope
+from ...transports import Delivery, DeliveryState, Envelope
 from ..handling._argument_values import ProducerScope
 from ..handling._failures_and_retries import Pauses, as_failure
 from ..injection._handler_context import ContextOwner
@@ -37,6 +37,8 @@ __all__ = ["LEAVE", "STATE", "WORK", "KeyedLane", "KeyedSource"]
 
 T = TypeVar("T")
 _MOST_ROUTES = 1_000
+# Members of an Enum are slow to look up.
+_SETTLED = DeliveryState.SETTLED
 
 
 class _Work:
@@ -87,31 +89,30 @@ class KeyedSource:
         goes_on = True
         while goes_on:
             taken = host.take()
-            try:
-                if taken is not None:
-                    await self._handle(instance, *taken)
-            finally:
+            if taken is None:
                 goes_on = host.next_work(lane)
-
-    async def _handle(self, instance: Any, cell: KeyCell, item: Any) -> None:
-        lane = self._lane
-        lane.cell, lane.item = cell, item
-        try:
-            if isinstance(item, Delivery):
-                self.current = (item,)
-                item.route = lane.route_of(item.route)
-                if lane.observer is not None:
-                    lane.observer.collected(lane, self.current)
-                await lane.processor.handle(lane.instance_for(cell, instance), item)
-                cell.handled(item)
-            elif item is LEAVE:
-                await lane.passivate(cell)
-            else:
-                await lane.make_call(cell, item)
-        finally:
-            lane.cell = lane.item = None
-            self.current = ()
-            self._host.done(cell)
+                continue
+            cell, work = taken
+            lane.cell, lane.item = cell, work
+            try:
+                # In here, because every further coroutine costs each message something.
+                if isinstance(work, Delivery):
+                    self.current = (work,)
+                    work.route = lane.route_of(work.route)
+                    if lane.observer is not None:
+                        lane.observer.collected(lane, self.current)
+                    await lane.processor.handle(lane.instance_for(cell, instance), work)
+                    if work.state is not _SETTLED:
+                        cell.handled(work)
+                elif work is LEAVE:
+                    await lane.passivate(cell)
+                else:
+                    await lane.make_call(cell, work)
+            finally:
+                lane.cell = lane.item = None
+                self.current = ()
+                host.done(cell)
+                goes_on = host.next_work(lane)
 
     def flush(self) -> None:
         """Do nothing: it holds nothing back."""
@@ -304,6 +305,10 @@ class KeyedLane(Lane):
         return True
 
     # Messages.
+
+    def receive_other(self, instance: Any, item: Any) -> Coroutine[Any, Any, None]:
+        """As of `Lane`: there are no other items than those of its source."""
+        return self.work_source.receive(instance, item)
 
     async def make_call(self, cell: KeyCell, call: ScheduledCall) -> None:
         """Make a call that a key has scheduled, unless its state was forgotten since."""

@@ -34,6 +34,12 @@ EXPECTED = {
         "house/kitchen/temperature: 30 bytes of application/json",
         "house/notes: 23 bytes of text/plain",
     ],
+    "keyed": [
+        "old: first message",
+        "new: 75 km",
+        "new has driven 75 km",
+        "old: 3 km\nold has driven 3 km",
+    ],
     "middleware": [
         "north: nut for 0.75\n",
         "south: bolt for 1.20\n",
