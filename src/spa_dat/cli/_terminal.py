@@ -163,7 +163,8 @@ def _parts(command: click.Command, context: click.Context) -> Iterator[Renderabl
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         yield Text(f"\n{' '.join(paragraph.split())}")
     records = (option.get_help_record(context) for option in command.get_params(context))
-    options = [record for record in records if record is not None]
+    # Arguments stand in the line above, and in the text.
+    options = [record for record in records if record is not None and record[1]]
     if options:
         yield ""
         yield table("Options", options)
