@@ -312,7 +312,7 @@ def _active(host: KeyedHost) -> list[str]:
 
 
 def _let_go(host: KeyedHost, cell: KeyCell) -> None:
-    if cell.at_rest:
+    if host.is_at_rest(cell):
         host.let_go(cell)
 
 

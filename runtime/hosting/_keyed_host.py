@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ...actors import RestartPolicy
-from ...transports import Delivery, Envelope
+from ...transports import Delivery, DeliveryState, Envelope
 from ..messaging._request_deadlocks import CHAIN_HEADER
 from ..routing._router import Router
 from ._keyed_lane import LEAVE, STATE, WORK, KeyedLane
@@ -24,7 +24,9 @@ __all__ = ["KeyedHost"]
 _LONGEST_NAME = 48
 _LOOK_AGAIN = 1.0
 _MANY_KEYS = 1_000_000
+_MANY_UNSETTLED = 1_000
 _IDLE = KeyStage.IDLE
+_NO_MORE = (DeliveryState.SETTLED, DeliveryState.WITHDRAWN)
 
 
 class KeyedHost:
@@ -75,6 +77,9 @@ class KeyedHost:
         if options.hot is not None or options.idle is not None:
             self._resting = {}
         self._timer: asyncio.TimerHandle | None = None
+        # In the order in which they were handled: a cell at rest keeps no message alive.
+        self._unsettled: deque[tuple[KeyCell, Delivery]] = deque()
+        self._many_unsettled = _MANY_UNSETTLED
         # At the end, those whose `on_passivate` was called.
         self._left: dict[KeyCell, None] = {}
         self.lanes: tuple[KeyedLane, ...] = ()
@@ -193,12 +198,38 @@ class KeyedHost:
         if cell.stage is not _IDLE:
             return
         if not cell.active:
-            if cell.at_rest:
+            if self.is_at_rest(cell):
                 self.mailbox.forget(cell)
         elif self._stopping:
             self._say_goodbye(cell)
         elif self._resting is not None:
             self._rests(cell)
+
+    def note_unsettled(self, cell: KeyCell, delivery: Delivery) -> None:
+        """Note a message that was handled, and is settled later."""
+        self._note_settled()
+        cell.unsettled += 1
+        self._unsettled.append((cell, delivery))
+        if len(self._unsettled) > self._many_unsettled:
+            # One that is late must not keep all those after it in memory.
+            left: deque[tuple[KeyCell, Delivery]] = deque()
+            for entry in self._unsettled:
+                if entry[1].state in _NO_MORE:
+                    entry[0].unsettled -= 1
+                else:
+                    left.append(entry)
+            self._unsettled = left
+            self._many_unsettled = max(_MANY_UNSETTLED, 2 * len(left))
+
+    def _note_settled(self) -> None:
+        unsettled = self._unsettled
+        while unsettled and unsettled[0][1].state in _NO_MORE:
+            unsettled.popleft()[0].unsettled -= 1
+
+    def is_at_rest(self, cell: KeyCell) -> bool:
+        """Return whether nothing waits, runs or is unsettled in a cell."""
+        self._note_settled()
+        return cell.at_rest
 
     def next_work(self, lane: KeyedLane) -> bool:
         """Let a lane that has finished go on with the next cell; return whether it is to at once.
@@ -351,7 +382,7 @@ class KeyedHost:
         assert resting is not None
         for cell in tuple(_first(resting, self.keys - hot)):
             del resting[cell]
-            if cell.at_rest:
+            if self.is_at_rest(cell):
                 self.let_go(cell)
             elif cell.stage is _IDLE:
                 # Not settled yet: its turn comes again.
@@ -370,7 +401,7 @@ class KeyedHost:
                 if since + idle > now:
                     break
                 del resting[cell]
-                if cell.at_rest:
+                if self.is_at_rest(cell):
                     self.let_go(cell)
                 elif cell.stage is _IDLE:
                     resting[cell] = now

@@ -103,7 +103,7 @@ class KeyedSource:
                         lane.observer.collected(lane, self.current)
                     await lane.processor.handle(lane.instance_for(cell, instance), work)
                     if work.state is not _SETTLED:
-                        cell.handled(work)
+                        host.note_unsettled(cell, work)
                 elif work is LEAVE:
                     await lane.passivate(cell)
                 else:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ...actors import Mailbox
-from ...transports import Delivery, DeliveryState
 
 if TYPE_CHECKING:
     from ._timers import Timers
@@ -41,7 +40,6 @@ class KeyStage(enum.Enum):
 _IDLE = KeyStage.IDLE
 _WAITING = KeyStage.WAITING
 _AT_WORK = KeyStage.AT_WORK
-_NO_MORE = (DeliveryState.SETTLED, DeliveryState.WITHDRAWN)
 
 
 class KeyCell:
@@ -53,7 +51,7 @@ class KeyCell:
         state: the state of the key; `UNSET` until it is made, and always for a class.
         instance: the instance of the actor's class; None for a function, and until it is made.
         queue: what waits in it, in order; None if nothing does.
-        unsettled: what was handled but not settled at once; None if nothing was.
+        unsettled: how many messages were handled and are not known to be settled.
         timers: the calls that its code has scheduled; None if there were none.
         life: a new object whenever the state is made anew; None until somebody asks.
     """
@@ -75,7 +73,7 @@ class KeyCell:
         self.state: Any = UNSET
         self.instance: Any = None
         self.queue: deque[Any] | None = None
-        self.unsettled: deque[Delivery] | None = None
+        self.unsettled = 0
         self.timers: Timers | None = None
         self.life: object = None
 
@@ -102,22 +100,7 @@ class KeyCell:
         """Whether nothing waits, runs or is unsettled in it."""
         if self.stage is not _IDLE or (self.timers is not None and len(self.timers)):
             return False
-        unsettled = self.unsettled
-        while unsettled and unsettled[0].state in _NO_MORE:
-            unsettled.popleft()
-        return not unsettled
-
-    def handled(self, delivery: Delivery) -> None:
-        """Note a delivery that was handled, unless it is settled already."""
-        if delivery.state in _NO_MORE:
-            return
-        unsettled = self.unsettled
-        if unsettled is None:
-            self.unsettled = deque((delivery,))
-            return
-        while unsettled and unsettled[0].state in _NO_MORE:
-            unsettled.popleft()
-        unsettled.append(delivery)
+        return not self.unsettled
 
     def reset(self) -> None:
         """Forget the state, and the calls that were scheduled with it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import re
 import threading
@@ -783,3 +784,70 @@ def test_the_mailbox_keeps_the_order_of_each_key_whatever_is_taken_back(seed: in
         assert sorted(map(id, mailbox.waiting())) == sorted(
             id(one) for queue in expected.values() for one in queue
         )
+
+
+async def test_a_state_stays_until_what_its_messages_have_posted_is_confirmed() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[tuple[str, int]] = []
+
+    @app.application("work/{key}", per="key", name="actor", state=Truck, hot=1)
+    async def work(number: int, key: str, state: Truck, socket: Socket) -> None:
+        state.seen.append(number)
+        seen.append((key, len(state.seen)))
+        socket.post(f"out/{key}", number)
+
+    async with app:
+        site.faults.drop_confirmations(3)
+        for key in "abc":
+            site.number(f"work/{key}", 1)
+        await eventually(lambda: len(seen) == 3)
+        await asyncio.sleep(30)
+        (health,) = app.health().actors
+        assert health.keys == 3
+    # Nobody has forgotten what may have to be handled again.
+    assert app.stats["keys.forgotten"] == 0
+
+
+def test_keys_at_rest_keep_no_message_alive() -> None:
+    app = application()
+
+    @app.application("work/{key}", per="key", name="actor", state=Truck)
+    async def work(payload: bytes, socket: Socket) -> None:
+        socket.post("out", b"")
+
+    with Harness(app) as harness:
+        for key in range(3_000):
+            harness.publish(f"work/{key}", b"x" * 100)
+        harness.settle()
+        gc.collect()
+        cells = [one for one in gc.get_objects() if isinstance(one, KeyCell)]
+        held = [one for cell in cells for one in gc.get_referents(cell) if isinstance(one, deque)]
+        assert len(cells) >= 3_000
+        assert held == []
+
+
+def test_a_state_is_made_anew_after_code_that_does_not_end_at_its_deadline() -> None:
+    app = application()
+    states: list[int] = []
+
+    @app.application(
+        "work/{key}", per="key", name="actor", state=Truck, deadline=1, retry=ONCE, concurrency=1
+    )
+    async def work(number: int, key: str, state: Truck, context: Context) -> None:
+        states.append(id(state))
+        state.seen.append(number)
+        if context.attempt == 1 and key == "stuck":
+            while True:
+                try:
+                    await asyncio.sleep(1_000)
+                except asyncio.CancelledError:
+                    continue
+
+    with Harness(app, allow_failures=TimeoutError) as harness:
+        harness.publish("work/stuck", 1)
+        harness.publish("work/other", 2)
+        harness.settle()
+        assert harness.state("actor", key="stuck").seen == [1]
+        assert harness.state("actor", key="other").seen == [2]
+    assert len(states) == 3
