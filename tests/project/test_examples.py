@@ -40,6 +40,7 @@ EXPECTED = {
         "new has driven 75 km",
         "old: 3 km\nold has driven 3 km",
     ],
+    "durable_outbox": ["100 readings have arrived, the last with 29.9 °C"],
     "middleware": [
         "north: nut for 0.75\n",
         "south: bolt for 1.20\n",
