@@ -76,6 +76,8 @@ class KeyedHost:
         self._resting: dict[KeyCell, float] | None = None
         if options.hot is not None or options.idle is not None:
             self._resting = {}
+        # Those whose states are about to go.
+        self._leaving: dict[KeyCell, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         # In the order in which they were handled: a cell at rest keeps no message alive.
         self._unsettled: deque[tuple[KeyCell, Delivery]] = deque()
@@ -257,6 +259,9 @@ class KeyedHost:
     def give_place(self, lane: KeyedLane) -> None:
         """Take a lane's place, for another one."""
         lane.has_place = False
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -265,8 +270,8 @@ class KeyedHost:
         self._free += 1
         self.dispatch()
 
-    async def get_place(self, lane: KeyedLane) -> None:
-        """Wait until there is a place for a lane whose message goes on."""
+    async def get_place(self, lane: KeyedLane, item: Any) -> None:
+        """Wait until there is a place for a lane whose message, the item, goes on."""
         if self._free > 0:
             self._free -= 1
             lane.has_place = True
@@ -277,9 +282,13 @@ class KeyedHost:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self.give_place(lane)
+                self._pass_on()
             raise
-        lane.has_place = True
+        if lane.has_place or lane.item is not item:
+            # One of several requests of a handler, which has gone on or ended without it.
+            self._pass_on()
+        else:
+            lane.has_place = True
 
     # Control.
 
@@ -308,13 +317,14 @@ class KeyedHost:
         """Make no more lanes, and let go of each key once nothing waits in it."""
         if self._stopping:
             return
-        self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
         self.resume()
+        # While lanes can be made: otherwise one lane might have to call `on_passivate` of all.
         for cell in tuple(self.mailbox.cells.values()):
             if cell.stage is _IDLE:
                 self._say_goodbye(cell)
+        self._stopping = True
 
     def _say_goodbye(self, cell: KeyCell) -> None:
         """Call ``on_passivate`` of a key at the end, once; its state can still be looked at."""
@@ -330,17 +340,22 @@ class KeyedHost:
     def close(self) -> list[Delivery]:
         """Accept nothing more; return what nobody has handled."""
         self.mailbox.close()
+        if self._leaving:
+            count = len(self._leaving)
+            reason = f"on_passivate of actor {self.actor_name!r} was not called for {count:,} keys"
+            self._runner.run.given_up.add(f"{reason}, or cut off")
         return self.mailbox.extract(lambda item: isinstance(item, Delivery))
 
     # States that go.
 
     def let_go(self, cell: KeyCell) -> None:
         """Forget the state of a key after its current message, before its next one."""
-        if not cell.active:
+        if not cell.active or cell in self._leaving:
             return
         if cell.stage is _IDLE and not self.passivates:
             self.forget(cell)
             return
+        self._leaving[cell] = None
         self.mailbox.put_first(cell, LEAVE)
         self.dispatch()
 
@@ -355,6 +370,7 @@ class KeyedHost:
 
     def has_left(self, cell: KeyCell) -> None:
         """Note that ``on_passivate`` of a key was called."""
+        self._leaving.pop(cell, None)
         if self._stopping:
             self._left[cell] = None
         else:
@@ -372,7 +388,7 @@ class KeyedHost:
         resting.pop(cell, None)
         resting[cell] = self._loop.time()
         hot = self.options.hot
-        if hot is not None and self.keys > hot:
+        if hot is not None:
             self._make_room(hot)
         if self.options.idle is not None and self._timer is None:
             self._timer = self._loop.call_later(self.options.idle, self._look)
@@ -380,14 +396,17 @@ class KeyedHost:
     def _make_room(self, hot: int) -> None:
         resting = self._resting
         assert resting is not None
-        for cell in tuple(_first(resting, self.keys - hot)):
+        surplus = self.keys - len(self._leaving) - hot
+        if surplus <= 0:
+            return
+        for cell in _first(resting, surplus):
             del resting[cell]
             if self.is_at_rest(cell):
                 self.let_go(cell)
             elif cell.stage is _IDLE:
                 # Not settled yet: its turn comes again.
                 resting[cell] = self._loop.time()
-        if self.keys > hot and resting and self._timer is None:
+        if self.keys - len(self._leaving) > hot and resting and self._timer is None:
             self._timer = self._loop.call_later(_LOOK_AGAIN, self._look)
 
     def _look(self) -> None:
@@ -405,7 +424,7 @@ class KeyedHost:
                     self.let_go(cell)
                 elif cell.stage is _IDLE:
                     resting[cell] = now
-        if hot is not None and self.keys > hot:
+        if hot is not None:
             self._make_room(hot)
         if idle is not None and resting and self._timer is None:
             first = next(iter(resting.values()))

@@ -216,7 +216,7 @@ class KeyedLane(Lane):
         if not self.host.is_class:
             cell.keep(state)
             return
-        instance = self.spec.factory()
+        instance = self._new_instance()
         if self.options.state is not None:
             setattr(instance, STATE, state)
         cell.keep(UNSET, instance)
@@ -406,7 +406,7 @@ class KeyedLane(Lane):
         """Wait for a place again."""
         # What a handler has left behind may come back when the lane is at something else.
         if item is self.item and not self.has_place:
-            await self.host.get_place(self)
+            await self.host.get_place(self, item)
 
 
 class _Pauses(Pauses):

@@ -195,16 +195,20 @@ class Lane:
         self.generation = object()
         self.timers.renew()
         self.state = self.spec.make_state()
-        try:
-            instance: Actor = self.spec.factory()
-        except BaseException as error:
-            problem = f"could not be made: {reason_of(error)}"
-            raise ConfigurationError(f"actor {self.actor_name!r} {problem}") from error
+        instance = self._new_instance()
         for name, hook in self.spec.hooks.items():
             setattr(instance, name, partial(self._run_hook, hook, hook.bind(instance)))
         if self._thread.resources:
             instance.on_start = partial(self._thread.start_up, instance.on_start, self.resources)
         self.latest_instance = instance
+        return instance
+
+    def _new_instance(self) -> Actor:
+        try:
+            instance: Actor = self.spec.factory()
+        except BaseException as error:
+            problem = f"could not be made: {reason_of(error)}"
+            raise ConfigurationError(f"actor {self.actor_name!r} {problem}") from error
         return instance
 
     def _run_hook(self, hook: Handler, function: Callable[..., Any]) -> Any:

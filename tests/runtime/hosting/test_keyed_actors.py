@@ -40,6 +40,10 @@ pytestmark = pytest.mark.virtual
 ONCE = RetryPolicy(attempts=2, first=10, factor=1, jitter=0)
 
 
+class _OwnError(BaseException):
+    pass
+
+
 @dataclass
 class Truck:
     seen: list[int] = field(default_factory=list)
@@ -281,7 +285,139 @@ def test_def_handlers_that_wait_for_other_keys_do_not_take_all_places() -> None:
         assert harness.time < 1
 
 
+def test_requests_made_side_by_side_leak_no_places() -> None:
+    app = application()
+
+    @app.application("answer/{key}", concurrency=50)
+    async def answer(payload: bytes) -> bytes:
+        await asyncio.sleep(1)
+        return payload
+
+    @app.application("refuse/{key}", concurrency=50)
+    async def refuse(payload: bytes) -> bytes:
+        await asyncio.sleep(2)
+        raise Reject("no")
+
+    @app.application("work/{key}", per="key", concurrency=2, retry=RetryPolicy(attempts=1))
+    async def work(key: str, payload: bytes, socket: Socket) -> None:
+        if key.startswith("busy"):
+            await asyncio.sleep(20)
+        elif key.startswith("both"):
+            # The first is answered and has to wait for a place; the second ends the handler.
+            requests = (socket.request(f"{other}/{key}") for other in ("answer", "refuse"))
+            await asyncio.gather(*requests)
+
+    with Harness(app) as harness:
+        harness.expect_failure(RemoteError)
+        harness.expect_failure(Reject)
+        for number in range(4):
+            harness.publish(f"work/both{number}")
+        harness.advance(0.5)
+        for number in range(4):
+            harness.publish(f"work/busy{number}")
+        harness.settle()
+        begun = harness.time
+        for number in range(2):
+            harness.publish(f"work/busy{number}")
+        harness.settle()
+        assert harness.time == begun + 20
+        assert len(harness.dead_letters()) == 4
+
+
+@pytest.mark.parametrize("error", [_OwnError, GeneratorExit, asyncio.CancelledError])
+def test_an_instance_that_cannot_be_made_fails_the_message(error: type[BaseException]) -> None:
+    app = application()
+
+    class Fleet(Actor):
+        per = "truck"
+        retry = RetryPolicy(attempts=1)
+
+        def __init__(self) -> None:
+            raise error("not today")
+
+        @on("work/{truck}")
+        async def work(self, payload: bytes) -> None: ...
+
+    app.add(Fleet)
+    with Harness(app) as harness:
+        harness.expect_failure(ConfigurationError)
+        harness.publish("work/a")
+        harness.settle()
+        assert "could not be made" in harness.dead_letters()[0].text
+
+
 # States that go.
+
+
+def test_no_more_states_go_than_are_too_many_while_on_passivate_takes_time() -> None:
+    app = application()
+
+    class Fleet(Actor):
+        per = "truck"
+        hot = 3
+
+        async def on_passivate(self) -> None:
+            await asyncio.sleep(10)
+
+        @on("work/{truck}")
+        async def work(self, payload: bytes) -> None: ...
+
+    app.add(Fleet)
+    with Harness(app) as harness:
+        for key in "abcd":
+            harness.publish(f"work/{key}")
+            harness.advance(1)
+        for _ in range(3):
+            harness.publish("work/d")
+            harness.advance(1)
+        harness.settle()
+        assert harness.keys("Fleet") == ["b", "c", "d"]
+
+
+def test_on_passivate_of_many_keys_is_called_side_by_side_at_the_end() -> None:
+    app = application()
+    called: list[str] = []
+
+    class Fleet(Actor):
+        per = "truck"
+        concurrency = 5
+
+        async def on_passivate(self, truck: str) -> None:
+            await asyncio.sleep(1)
+            called.append(truck)
+
+        @on("work/{truck}")
+        async def work(self, payload: bytes) -> None: ...
+
+    app.add(Fleet)
+    with Harness(app) as harness:
+        for number in range(20):
+            harness.publish(f"work/{number}")
+            harness.settle()
+    assert len(called) == 20
+
+
+def test_an_end_that_comes_before_on_passivate_of_all_keys_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = application(stop_timeout=10)
+
+    class Fleet(Actor):
+        per = "truck"
+        concurrency = 1
+
+        async def on_passivate(self, truck: str) -> None:
+            await asyncio.sleep(4)
+
+        @on("work/{truck}")
+        async def work(self, payload: bytes) -> None: ...
+
+    app.add(Fleet)
+    with Harness(app) as harness:
+        for number in range(5):
+            harness.publish(f"work/{number}")
+        harness.settle()
+    assert "on_passivate of actor 'Fleet' was not called for 3 keys, or cut off" in caplog.text
 
 
 def test_only_so_many_states_are_kept_and_the_oldest_go_first() -> None:
