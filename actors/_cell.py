@@ -731,8 +731,12 @@ async def _failed(cell: Cell[Any], item: Any, error: BaseException) -> None:
         instance = cell.current_instance()
         assert instance is not None
         raised = await call_hook(cell, instance.on_failure, error)
-        if raised is not None:
-            cell.report(raised, "on_failure")
+        try:
+            if raised is not None:
+                cell.report(raised, "on_failure")
+        finally:
+            # From Python 3.13 on its traceback also keeps the frames of callers.
+            del raised
 
 
 def _for_askers(cell: Cell[Any], error: BaseException) -> BaseException:

@@ -109,20 +109,25 @@ class BatchProcessor(DeliveryProcessor):
         return _decode(handler, delivery)
 
     async def _process(self, instance: Any, batch: list[RoutedDelivery], values: list[Any]) -> None:
+        failure: BaseException | None = None
         left, error = await self._run(instance, batch, values, once=False)
-        if error is not None and left == batch[:1] == batch:
-            await self._park(batch[0], error)
-            return
-        if error is not None:
-            self._are_retried(left, error)
-        while left:
-            if left[0].route.router.holding or self._pauses.stopped:
-                left = self._give_back(left)
-            for delivery in await self._in_time(left[:1], error):
-                failed, failure = await self._run(instance, [delivery], None, once=True)
-                if failed and failure is not None:
-                    await self._park(delivery, failure)
-            left = left[1:]
+        try:
+            if error is not None and left == batch[:1] == batch:
+                await self._park(batch[0], error)
+                return
+            if error is not None:
+                self._are_retried(left, error)
+            while left:
+                if left[0].route.router.holding or self._pauses.stopped:
+                    left = self._give_back(left)
+                for delivery in await self._in_time(left[:1], error):
+                    failed, failure = await self._run(instance, [delivery], None, once=True)
+                    if failed and failure is not None:
+                        await self._park(delivery, failure)
+                left = left[1:]
+        finally:
+            # From Python 3.13 on their tracebacks also keep the frames of callers.
+            del error, failure
 
     def _are_retried(self, batch: list[RoutedDelivery], error: BaseException) -> None:
         for delivery in batch:
@@ -152,17 +157,21 @@ class BatchProcessor(DeliveryProcessor):
             values = None
             if held_since is None:
                 held_since = self._now()
-            wait = self._wait(batch, error, held_since, once=once)
-            if outcome is not None:
-                outcome.tell(_decided(batch, error, wait, once=once))
-            if wait is None:
-                return batch, error
-            self._are_retried(batch, error)
-            if router.holding or not await self._pauses.wait(wait, router):
-                return self._give_back(batch), error
-            batch = await self._in_time(batch, error)
-            if not batch:
-                return [], None
+            try:
+                wait = self._wait(batch, error, held_since, once=once)
+                if outcome is not None:
+                    outcome.tell(_decided(batch, error, wait, once=once))
+                if wait is None:
+                    return batch, error
+                self._are_retried(batch, error)
+                if router.holding or not await self._pauses.wait(wait, router):
+                    return self._give_back(batch), error
+                batch = await self._in_time(batch, error)
+                if not batch:
+                    return [], None
+            finally:
+                # From Python 3.13 on its traceback also keeps the frames of callers.
+                del error
 
     async def _in_time(
         self, batch: list[RoutedDelivery], error: BaseException | None

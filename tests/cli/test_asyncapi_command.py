@@ -76,7 +76,15 @@ def test_another_bus_takes_the_place_of_the_default_one(shown: Run) -> None:
 @pytest.mark.parametrize("form", ["yaml", "json"])
 def test_texts_reach_a_terminal_as_letters_only(form: str, shown: Run, file: Path) -> None:
     text = "Öl \u202e \x9b2J \x1b]0;x\x07 \ud800 &a *b {c: d}"
-    file.write_text(SOURCE % ascii(text)[1:-1], encoding="utf-8")
+    # Assigned: from Python 3.13 on no docstring in a source may have a surrogate.
+    head, tail = SOURCE.split("@app.application(")
+    address = tail.partition(")")[0]
+    file.write_text(
+        f"{head}async def watch(celsius: float, machine: str) -> None: ...\n"
+        f"watch.__doc__ = {f'Watch {text}.'!a}\n"
+        f"app.application({address})(watch)\n",
+        encoding="utf-8",
+    )
     written = shown("--format", form)
     assert written.isascii()
     assert written.replace("\n", "").isprintable()

@@ -84,7 +84,7 @@ def test_an_application_that_is_not_started_loads_no_library_of_a_broker(url: st
     assert len({module for module in modules if module.startswith("spa_dat")}) <= 150
     # These take long, and there is nothing for them to do yet.
     assert modules.isdisjoint({"email", "importlib.metadata", "urllib.request", "zipfile"})
-    assert len(modules) <= 330
+    assert len(modules) <= 340
 
 
 def test_an_application_that_runs_on_memory_loads_no_library_of_a_broker() -> None:
