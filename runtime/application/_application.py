@@ -92,6 +92,11 @@ class DistributedApplication:
             survives the program: `Socket.publish` returns when it is recorded, and does not wait
             for the broker. An `OutboxFile` says where the file is and how much it may have. It
             needs a ``name``. None keeps it in memory.
+        state_folder: where the states of durable actors are kept, in a file for each instance;
+            created for this user alone (mode 0700) if it is missing. It has to be on a local disk.
+            By default the first folder of the environment variable ``STATE_DIRECTORY``, which
+            systemd sets, or else ``spa-dat`` in ``XDG_STATE_HOME``, which is ``~/.local/state``
+            unless it is set.
         environment: where time stamps, randomness and identifiers come from.
 
     Raises:
@@ -116,6 +121,7 @@ class DistributedApplication:
         admin_token: str | None = None,
         metrics: Exporter | Sequence[Exporter] | None = None,
         outbox: Literal["file"] | OutboxFile | None = None,
+        state_folder: str | os.PathLike[str] | None = None,
         environment: Environment | None = None,
     ) -> None:
         environment = environment or Environment()
@@ -150,6 +156,7 @@ class DistributedApplication:
             exporters=exporters,
             measurements=_measurements_for(exporters, admin_address),
             outbox=_outbox(outbox, identity),
+            state_folder=None if state_folder is None else os.fspath(state_folder),
         )
         self._runs = Runs(self._registry, settings)
         self._background: Background | None = None

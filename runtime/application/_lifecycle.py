@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ..admin._letter_commands import LetterCommands
     from ..diagnostics._health import ActorHealth, ConnectionHealth, Health, HealthState
     from ..diagnostics._stop_report import StopReport
+    from ..hosting._durable_states import DurableStates
     from ._metrics_export import MetricsExport
 
 __all__ = ["Run", "RunState"]
@@ -91,6 +92,7 @@ class Run:
     Attributes:
         state: the state of the run.
         reason: the reason to stop, once there is one.
+        durable_states: the states of durable keys; None if no actor has any.
         stop_report: what became of its messages; None until it has stopped.
     """
 
@@ -138,6 +140,7 @@ class Run:
         self._observer = self._admin.observing(settings.observer)
         self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
         self._dead_letters: DeadLetters | None = None
+        self.durable_states: DurableStates | None = None
         self._commands: LetterCommands | None = None
         self._resource_manager = ResourceManager(
             self._given_up, self._resource_failed, self._lost_for_good
@@ -515,6 +518,9 @@ class Run:
         await waits.all(
             (partial(connection_of, connection), connect(connection)) for connection in self._buses
         )
+        if self.durable_states is not None:
+            durable = [actor for actor in self._actors if actor.options.durable]
+            await self.durable_states.open({actor.name: actor.connection for actor in durable})
         owners = [
             RequiredResources("application", self._resources),
             *(actor.required_resources for actor in self._actors),
@@ -546,6 +552,7 @@ class Run:
 
     def _make_connections(self) -> None:
         check_names(self._specs)
+        self.durable_states = self._states()
         for spec in self._specs:
             connection = self._buses.of(spec)
             actor = ActorRunner(self, spec, connection)
@@ -568,6 +575,14 @@ class Run:
 
             self._commands = LetterCommands(self, self.dead_letters)
         self._commands.take(connection, envelope)
+
+    def _states(self) -> DurableStates | None:
+        if not any(spec.options.durable for spec in self._specs):
+            return None
+        # Not at the top: it imports SQLite, and most applications have no durable actors.
+        from ._durable_files import states_of
+
+        return states_of(self.settings, self._lost_for_good)
 
     async def stop(self) -> None:
         """Stop everything, in order. Never raises; calling it again waits for the same stop.
@@ -617,6 +632,8 @@ class Run:
             connection.abandon()
         for actor in self._actors:
             actor.abandon()
+        if self.durable_states is not None:
+            self.durable_states.abandon()
         self._let_go()
         self._admin.abandon()
         self._enter(RunState.STOPPED)
@@ -642,6 +659,8 @@ class Run:
             if self._dead_letters is not None:
                 await self._dead_letters.close()
             await wait_for_each(self._leaving.values())
+            if self.durable_states is not None:
+                await self.durable_states.close()
             await close(self.connections, self._resource_manager, self.reason.failure, deadline)
             await tell_middleware(self.settings.middleware)
             self._given_up.posts(connection.lost_posts for connection in self._buses)

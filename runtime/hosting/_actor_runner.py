@@ -23,6 +23,7 @@ from ._lane import Lane
 from ._producer import CallSource
 
 if TYPE_CHECKING:
+    from ._durable_states import DurableStates
     from ._keyed_host import KeyedHost
 
 __all__ = ["ActorRunner", "ApplicationRun"]
@@ -53,6 +54,9 @@ class ApplicationRun(Protocol):
 
     @property
     def settings(self) -> Settings: ...
+
+    @property
+    def durable_states(self) -> DurableStates | None: ...
 
     def thread_lost(self, lane: Lane) -> None: ...
 

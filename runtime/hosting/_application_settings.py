@@ -19,6 +19,7 @@ from ._actor_observer import Observer
 
 if TYPE_CHECKING:
     from ...transports._outbox_options import OutboxFile
+    from ...transports._state_store import StateStore
     from ..metrics._measurements import Measurements
     from ..options._admin_address import AdminAddress
     from ..options._exporters import Exporter
@@ -45,6 +46,8 @@ class Settings:
         middleware: the application's, in order; the same list in all copies of the settings.
         exporters: what its metrics are for, ``prometheus`` or ``opentelemetry``.
         measurements: what they, and what the admin endpoint shows, are made of; None without both.
+        state_folder: where the states of durable keys are; None for the default.
+        state_store: keeps them instead of a file; None for a file.
     """
 
     identity: Identity
@@ -66,6 +69,8 @@ class Settings:
     middleware: list[Middleware] = field(default_factory=list)
     exporters: tuple[Exporter, ...] = ()
     measurements: Measurements | None = None
+    state_folder: str | None = None
+    state_store: StateStore | None = None
 
     @property
     def around_handlers(self) -> tuple[Middleware, ...]:

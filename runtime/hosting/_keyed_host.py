@@ -88,7 +88,14 @@ class KeyedHost:
         self._idle.append(self._add_lane())
 
     def _add_lane(self) -> KeyedLane:
-        lane = KeyedLane(self._runner, self, len(self.lanes))
+        number, states = len(self.lanes), self._runner.run.durable_states
+        if states is not None and self.options.durable:
+            # Only who needs them pays for the modules.
+            from ._durable_lane import DurableLane
+
+            lane: KeyedLane = DurableLane(self._runner, self, number, states)
+        else:
+            lane = KeyedLane(self._runner, self, number)
         self.lanes = (*self.lanes, lane)
         return lane
 

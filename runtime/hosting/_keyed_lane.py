@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
     from ._keyed_host import KeyedHost
 
-__all__ = ["LEAVE", "STATE", "WORK", "KeyedLane", "KeyedSource"]
+__all__ = ["LEAVE", "STATE", "WORK", "KeyedLane", "KeyedSocket", "KeyedSource"]
 
 T = TypeVar("T")
 _MOST_ROUTES = 1_000
@@ -157,7 +157,7 @@ class KeyedLane(Lane):
 
     def _make_socket(self) -> Socket:
         options, runtime = self.options, self.runner.runtime
-        return _KeyedSocket(
+        return KeyedSocket(
             self.connection, self.source, runtime, options.codec, options.wire, lane=self
         )
 
@@ -200,7 +200,7 @@ class KeyedLane(Lane):
         self._without_key = shared
         self.host.has_come_back(cell)
         if not cell.active:
-            if self.host.activates:
+            if not self._makes_at_once(cell):
                 return _INACTIVE
             # Most states are made by calling a class: nothing has to be awaited for that.
             try:
@@ -210,6 +210,10 @@ class KeyedLane(Lane):
                 self._problem = error
                 return _INACTIVE
         return cell.instance if self.host.is_class else shared
+
+    def _makes_at_once(self, cell: KeyCell) -> bool:
+        """Whether nothing has to be awaited to make the state of a key."""
+        return not self.host.activates
 
     def _make(self, cell: KeyCell) -> None:
         state = self.spec.make_state()
@@ -427,7 +431,7 @@ class _Pauses(Pauses):
         return goes_on
 
 
-class _KeyedSocket(Socket):
+class KeyedSocket(Socket):
     """The socket of one lane, which has no place while a handler waits for replies."""
 
     def __init__(self, *args: Any, lane: KeyedLane) -> None:

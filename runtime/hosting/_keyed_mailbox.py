@@ -53,6 +53,7 @@ class KeyCell:
         queue: what waits in it, in order; None if nothing does.
         unsettled: how many messages were handled and are not known to be settled.
         timers: the calls that its code has scheduled; None if there were none.
+        saved: its state as it is kept by a durable actor; None if there is none.
         life: a new object whenever the state is made anew; None until somebody asks.
     """
 
@@ -61,6 +62,7 @@ class KeyCell:
         "key",
         "life",
         "queue",
+        "saved",
         "stage",
         "state",
         "timers",
@@ -75,6 +77,7 @@ class KeyCell:
         self.queue: deque[Any] | None = None
         self.unsettled = 0
         self.timers: Timers | None = None
+        self.saved: bytes | None = None
         self.life: object = None
 
     def become(self, stage: KeyStage) -> None:
@@ -105,6 +108,7 @@ class KeyCell:
     def reset(self) -> None:
         """Forget the state, and the calls that were scheduled with it."""
         self.keep(UNSET)
+        self.saved = None
         self.life = None
         timers, self.timers = self.timers, None
         if timers is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar, Unpack, get_args, get_origin, overload
 
 import msgspec
@@ -64,6 +64,8 @@ class Socket:
     ) -> None:
         self._connection = connection
         self._check_use = connection.check_use
+        self._send: Callable[..., Awaitable[None]] = connection.publish
+        self._post: Callable[[Envelope], object] = connection.post
         self._source = source
         self._subscriptions = subscriptions
         self._codec = codec
@@ -131,7 +133,7 @@ class Socket:
         self._check_use()
         check_seconds("publish", "timeout", timeout, zero=True)
         envelope = self._connection.envelope(self._source, message, self._codec, self._wire)
-        await self._connection.publish(envelope, timeout=timeout)
+        await self._send(envelope, timeout=timeout)
 
     @overload
     def post(self, topic: Topic[P, Any], payload: P, **options: Unpack[PublishOptions]) -> None: ...
@@ -162,7 +164,7 @@ class Socket:
         message = message_meant("post", topic, payload, options)
         self._check_use()
         envelope = self._connection.envelope(self._source, message, self._codec, self._wire)
-        self._connection.post(envelope)
+        self._post(envelope)
 
     async def drain(self) -> None:
         """Wait until there is room for posts: until at most half of the bus's ``outbox`` is used.

@@ -44,6 +44,7 @@ class Turn(msgspec.Struct, eq=False):
         failure: what the handler raised, or did wrong unnoticed, until it has been dealt with.
         batch: the messages, if it is an attempt at several.
         context: the variables of a handler whose reply is to be shown to middleware.
+        outputs: what it has published, if that is to be sent after a commit; else None.
     """
 
     message_id: str | Delivery | None
@@ -58,6 +59,7 @@ class Turn(msgspec.Struct, eq=False):
     failure: BaseException | None = None
     batch: Sequence[Delivery] = ()
     context: Context | None = None
+    outputs: list[Envelope] | None = None
     _delivery: Delivery | None = None
     _ordinals: dict[str, int] | None = None
     _crowded: int = 1000

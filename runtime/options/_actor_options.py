@@ -13,6 +13,7 @@ from ...errors import ConfigurationError
 from ...transports import SocketProvider, TopicFilter
 from ...transports._wire_formats import WireName
 from ._custom_codecs import Codec, check_codec
+from ._durable_checks import check_durable
 from ._option_checks import (
     LARGEST_WINDOW,
     LARGEST_WINDOW_BYTES,
@@ -79,6 +80,9 @@ class ActorOptions:
         hot: the most keys whose states are kept; a state that goes is forgotten, the one that was
             used least recently first. None for all.
         idle: seconds without a message after which the state of a key is forgotten; None for never.
+        durable: with ``per``: keep the states of the keys on disk. What a handler publishes is sent
+            after its state is written, a message that comes again is known by its id, and a state
+            is undone if the handler fails. It needs one instance, and an application with a name.
         key: what the key of a message is, for ``concurrency`` above 1 or
             ``Overflow.LATEST_BY_KEY``: the name of a capture, or ``header:`` and the name of a
             header. None for the message's own key. The topic is the key of messages without it.
@@ -122,6 +126,7 @@ class ActorOptions:
     per: str | None = None
     hot: int | None = None
     idle: float | None = None
+    durable: bool = False
     key: str | None = None
     batch: tuple[int, float] | None = None
     wire: WireName | None = None
@@ -209,6 +214,7 @@ class ActorOptions:
         check_state(owner, self.state)
         check_placement(owner, self.placement, self.processes)
         check_per(owner, self.per, self._not_with_per(), self.state, self.hot, self.idle)
+        check_durable(owner, self)
         lanes = max(self.places, self.processes)
         check_concurrency(owner, self.places, self.key, self.overflow, self.state, lanes)
         check_batch(owner, self.batch, self.window)
@@ -245,6 +251,7 @@ class HandlerOptions(TypedDict, total=False):
     per: str | None
     hot: int | None
     idle: float | None
+    durable: bool
     key: str | None
     batch: tuple[int, float] | None
     wire: WireName | None

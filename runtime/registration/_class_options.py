@@ -56,6 +56,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "per": _is_text,
     "hot": _is_count,
     "idle": is_number,
+    "durable": _is_switch,
     "key": _is_text,
     "batch": lambda value: isinstance(value, tuple),
     "codec": _is_codec,

@@ -55,6 +55,8 @@ __all__ = [
     "RequestTimeout",
     "RestartLimitReached",
     "SpaDatError",
+    "StateLost",
+    "StateNotWritten",
     "TransportError",
     "UnknownTopic",
 ]
@@ -78,6 +80,21 @@ class TransportError(SpaDatError):
     """
 
     outage: bool | None = None
+
+
+class StateNotWritten(TransportError):
+    """The state of a durable key could not be read or written: the disk is full, or has failed.
+
+    Nothing was written. The message is handled again until it can be.
+    """
+
+    outage = True
+
+
+class StateLost(TransportError):
+    """It is unknown whether what was written would survive. The application ends with it."""
+
+    outage = False
 
 
 class ConnectFailed(TransportError):

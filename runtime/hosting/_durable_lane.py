@@ -1,0 +1,206 @@
+"""The lanes of a durable keyed actor: what a message has changed is committed as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..._texts import quoted
+from ...actors import refuse_unrun
+from ...errors import ConfigurationError, MessageTooLarge, RemoteError
+from ...transports import Envelope
+from ...transports._state_store import Change, identity_of
+from ..handling._argument_values import ProducerScope
+from ..messaging._socket import Socket
+from ..messaging._turn import Turn, current_turn
+from ..options._retry_policy import Reject
+from ..payloads._codec import JSON, Decoder, encode_as
+from ._durable_states import DurableStates
+from ._keyed_lane import STATE, KeyedLane, KeyedSocket
+from ._keyed_mailbox import UNSET, KeyCell
+from ._timers import ScheduledCall
+
+if TYPE_CHECKING:
+    from ._actor_runner import ActorRunner
+    from ._keyed_host import KeyedHost
+
+__all__ = ["DurableLane"]
+
+_MOST_STATE = 900_000
+_LARGE_STATE = 100_000
+
+
+class DurableLane(KeyedLane):
+    """A lane of a durable keyed actor.
+
+    What a handler publishes is recorded. After it, the new state of the key, what was published,
+    and that the message was handled are committed together; only then anything is sent. If the
+    handler fails, or the commit does, the state is forgotten and loaded again.
+
+    Args:
+        runner: the runner of its actor.
+        host: the actor's.
+        number: which lane it is.
+        states: loads and commits them.
+    """
+
+    def __init__(
+        self, runner: ActorRunner, host: KeyedHost, number: int, states: DurableStates
+    ) -> None:
+        self._states = states
+        self._decoder: Decoder[Any] = Decoder.of(runner.options.state)
+        super().__init__(runner, host, number)
+
+    def _make_socket(self) -> Socket:
+        options, runtime = self.options, self.runner.runtime
+        return _DurableSocket(
+            self.connection, self.source, runtime, options.codec, options.wire, lane=self
+        )
+
+    def _makes_at_once(self, cell: KeyCell) -> bool:
+        # The state has to be loaded, in an attempt at the message.
+        return False
+
+    def _make(self, cell: KeyCell) -> None:
+        if cell.saved is None:
+            super()._make(cell)
+            return
+        state = self._decoder.decode(cell.saved, JSON)
+        if not self.host.is_class:
+            cell.keep(state)
+            return
+        instance = self.spec.factory()
+        setattr(instance, STATE, state)
+        cell.keep(UNSET, instance)
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """As of `Lane`; none, because every call is followed by a commit."""
+        return [None] * len(self.handlers)
+
+    def invoke(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Awaitable[Any]:
+        """As of `Lane`, unless the message was handled before; commits what it has changed."""
+        return self._invoke_and_commit(instance, index, arguments, scope)
+
+    async def _invoke_and_commit(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Any:
+        cell, turn = self.cell, current_turn.get()
+        assert cell is not None
+        assert turn is not None
+        delivery = turn.delivery
+        assert delivery is not None
+        message = identity_of(self.actor_name, delivery.envelope)
+        if message is None:
+            self.stats["messages.without_id"] += 1
+        key = None if cell.active else cell.key
+        known = await self._states.look_up(self.actor_name, key, message)
+        if known.handled is not None:
+            self.stats["messages.known"] += 1
+            for envelope in known.handled.outputs:
+                self.connection.post(envelope)
+            self._states.clear_when_settled(known.handled.number, delivery)
+            if turn.request is not None:
+                raise RemoteError(
+                    "AlreadyHandled", "the request was handled before, and its reply is not kept"
+                )
+            return None
+        if known.reused:
+            self.stats["messages.id_reused"] += 1
+        if key is not None:
+            cell.saved = known.state
+        turn.outputs = []
+        try:
+            result = await super().invoke(instance, index, arguments, scope)
+            if result is not None:
+                refuse_unrun(result, self.handlers[index].injection.name)
+            turn.refuse_failure()
+            state = self._changed(cell)
+            # What was posted to other buses has to be there before the message counts as handled.
+            if turn.posts:
+                await asyncio.gather(*turn.posts)
+            change = Change(
+                self.actor_name,
+                cell.key,
+                state,
+                message,
+                tuple(turn.outputs),
+                self.environment.now(),
+            )
+            number = await self.away(self._committed(change), delivery)
+        except BaseException:
+            turn.outputs = None
+            cell.reset()
+            raise
+        outputs, turn.outputs = turn.outputs, None
+        if state is not None:
+            cell.saved = state
+        # If there is no room for one, the message is tried again, found to be handled, and then all
+        # of them are sent.
+        for envelope in outputs or ():
+            self.connection.post(envelope)
+        self._states.clear_when_settled(number, delivery)
+        return result
+
+    async def _committed(self, change: Change) -> int:
+        return await self._states.commit(change)
+
+    def _changed(self, cell: KeyCell) -> bytes | None:
+        """Return the state of a key as it is to be kept; None if it is what is kept."""
+        state = encode_as(self.host.state_of(cell), JSON)
+        if state == cell.saved:
+            return None
+        size = len(state)
+        if size > _MOST_STATE:
+            raise Reject(
+                f"the state of key {quoted(cell.key, 200)} has {size} bytes, and {_MOST_STATE} are"
+                " allowed: keep less in it, or use more keys"
+            )
+        if size > _LARGE_STATE:
+            self.log.warning(
+                "the state of key %s has %d bytes, which are written for each message",
+                quoted(cell.key, 200),
+                size,
+            )
+        return state
+
+    def schedule(
+        self, cell: KeyCell, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> ScheduledCall:
+        """Raise ConfigurationError: what a scheduled call changes is not committed."""
+        raise ConfigurationError(
+            f"actor {self.actor_name!r} is durable, and context.later() is not: what it changes"
+            " would not be kept; publish a message to the key instead"
+        )
+
+
+class _DurableSocket(KeyedSocket):
+    """The socket of one lane, which records what a handler publishes until it has succeeded."""
+
+    def __init__(self, *args: Any, lane: KeyedLane) -> None:
+        super().__init__(*args, lane=lane)
+        self._send = self._record_or_send
+        self._post = self._record_or_post
+
+    async def _record_or_send(self, envelope: Envelope, *, timeout: float) -> None:
+        if not self._recorded(envelope):
+            await self._connection.publish(envelope, timeout=timeout)
+
+    def _record_or_post(self, envelope: Envelope) -> object:
+        return None if self._recorded(envelope) else self._connection.post(envelope)
+
+    def _recorded(self, envelope: Envelope) -> bool:
+        turn: Turn | None = current_turn.get()
+        if turn is None or not turn.active or turn.outputs is None:
+            return False
+        size, most = len(envelope.payload), self._connection.bus.max_payload
+        if size > most:
+            raise MessageTooLarge(
+                f"the payload for {envelope.topic!r} has {size} bytes, and {most} are allowed: send"
+                " less, or raise the option 'max_payload' if the broker allows it"
+            )
+        self._connection.provider.check_message(envelope)
+        turn.outputs.append(envelope)
+        return True

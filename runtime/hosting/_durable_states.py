@@ -1,0 +1,306 @@
+"""The states of durable keys while the application is running, and the thread that commits them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..._environment import Environment
+from ..._logs import get_logger
+from ...errors import ActorStopped, StateLost
+from ...transports import Delivery, DeliveryState, on_outcome
+from ...transports._state_store import Change, Handled, MessageIdentity, StateStore
+from ..messaging._bus_connection import BusConnection
+
+__all__ = ["DurableStates", "Known"]
+
+T = TypeVar("T")
+_log = get_logger("spa_dat")
+_TRIM_EVERY = 3_600.0
+_MOST_IN_A_COMMIT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a store knows before a message is handled.
+
+    Attributes:
+        state: of its key; None if there is none, or it was not asked for.
+        handled: what is known of the message, if it was handled before.
+        reused: whether another message with its id was handled.
+    """
+
+    state: bytes | None
+    handled: Handled | None
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    actor: str
+    key: str | None
+    message: MessageIdentity | None
+    answer: asyncio.Future[Known]
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    change: Change
+    done: asyncio.Future[int]
+
+
+class DurableStates:
+    """Loads and commits the states of an application's durable keys.
+
+    One thread does so. Whatever waits is committed together as soon as the thread is free: no
+    timer makes anybody wait for more.
+
+    Args:
+        open_store: opens the store; called in the thread.
+        environment: the clock.
+        fatal: called with what makes it impossible to go on.
+        inline: whether to work in the event loop instead of a thread, so that virtual time repeats.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], StateStore],
+        environment: Environment,
+        fatal: Callable[[BaseException], None],
+        *,
+        inline: bool,
+    ) -> None:
+        self._open_store = open_store
+        self._now = environment.now
+        self._fatal = fatal
+        self._loop = asyncio.get_running_loop()
+        self._thread = None if inline else ThreadPoolExecutor(1, "spa_dat states")
+        self._store: StateStore | None = None
+        self._questions: list[_Question] = []
+        self._commits: deque[_Commit] = deque()
+        # Committed, in order; what is settled leaves at the front.
+        self._unsettled: deque[tuple[int, Delivery]] = deque()
+        self._sent: list[int] = []
+        self._working: asyncio.Future[None] | None = None
+        self._problem: BaseException | None = None
+        self._trimmed = self._loop.time()
+
+    async def open(self, connections: Mapping[str, BusConnection]) -> None:
+        """Open the store, and begin to publish what an earlier run has committed but not sent.
+
+        Args:
+            connections: the bus of each durable actor, by its name.
+
+        Raises:
+            ConfigurationError: the store cannot be used; it is left as it is.
+        """
+        store = await self._in_thread(self._open_store)
+        self._store = store
+        unsent = await self._in_thread(store.unsent)
+        for handled in unsent:
+            connection = connections.get(handled.actor)
+            if connection is None:
+                _log.warning(
+                    "actor %r has left %d messages that were not sent, and is not there any more",
+                    handled.actor,
+                    len(handled.outputs),
+                )
+                continue
+            await connection.bus.room()
+            _Sending(self, handled, connection)
+        await self._in_thread(lambda: store.trim(self._now()))
+
+    def look_up(
+        self, actor: str, key: str | None, message: MessageIdentity | None
+    ) -> asyncio.Future[Known]:
+        """Return what is known of a key, unless it is None, and of a message."""
+        answer: asyncio.Future[Known] = self._loop.create_future()
+        self._questions.append(_Question(actor, key, message, answer))
+        self._go_on()
+        return answer
+
+    def commit(self, change: Change) -> asyncio.Future[int]:
+        """Return a future that is done when the change would survive a loss of power.
+
+        It raises StateNotWritten if nothing was written.
+        """
+        done: asyncio.Future[int] = self._loop.create_future()
+        self._commits.append(_Commit(change, done))
+        self._go_on()
+        return done
+
+    def clear_when_settled(self, number: int, delivery: Delivery) -> None:
+        """Forget what a message has published once it is settled."""
+        self._unsettled.append((number, delivery))
+
+    def sent(self, number: int) -> None:
+        """Note that what a message has published in an earlier run was sent."""
+        self._sent.append(number)
+
+    async def close(self) -> None:
+        """Finish what is being committed, and release the store."""
+        while self._working is not None:
+            await asyncio.wait((self._working,))
+        store, self._store = self._store, None
+        if store is not None:
+            self._note_settled()
+            sent, self._sent = self._sent, []
+            await self._in_thread(lambda: _last(store, sent))
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Release it as it is."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+        self._refuse(ActorStopped("the application has ended, and keeps no more states"))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._thread is None:
+            return work()
+        return await self._loop.run_in_executor(self._thread, work)
+
+    def _go_on(self) -> None:
+        if self._working is not None:
+            return
+        if self._problem is not None or self._store is None:
+            problem = self._problem or ActorStopped("the application keeps no more states")
+            self._loop.call_soon(self._refuse, problem)
+            return
+        self._working = asyncio.ensure_future(self._work(self._store))
+
+    async def _work(self, store: StateStore) -> None:
+        try:
+            # Whoever runs now may still have something for the same transaction.
+            await asyncio.sleep(0)
+            while self._questions or self._commits:
+                questions, self._questions = self._questions, []
+                taken = min(len(self._commits), _MOST_IN_A_COMMIT)
+                commits = [self._commits.popleft() for _ in range(taken)]
+                self._note_settled()
+                sent, self._sent = self._sent, []
+                await self._at_once(store, questions, commits, sent)
+        except BaseException as error:  # noqa: BLE001 (whoever waits has to learn of it)
+            self._problem = error
+            self._refuse(error)
+            self._fatal(error)
+        finally:
+            self._working = None
+
+    async def _at_once(
+        self,
+        store: StateStore,
+        questions: Sequence[_Question],
+        commits: Sequence[_Commit],
+        sent: Sequence[int],
+    ) -> None:
+        changes = [one.change for one in commits]
+        trim = self._loop.time() >= self._trimmed + _TRIM_EVERY
+
+        def work() -> tuple[list[Known | Exception], Sequence[int] | Exception]:
+            numbers: Sequence[int] | Exception = ()
+            if changes or sent:
+                try:
+                    numbers = store.commit(changes, sent)
+                    if trim:
+                        store.trim(self._now())
+                except Exception as error:  # noqa: BLE001 (each has to learn of it)
+                    numbers = error
+            return [_answer(store, one) for one in questions], numbers
+
+        answers, numbers = await self._in_thread(work)
+        if trim:
+            self._trimmed = self._loop.time()
+        if isinstance(numbers, Exception):
+            self._sent[:0] = sent
+        for index, commit in enumerate(commits):
+            if commit.done.done():
+                continue
+            if isinstance(numbers, Exception):
+                commit.done.set_exception(numbers)
+            else:
+                commit.done.set_result(numbers[index])
+        for question, answer in zip(questions, answers, strict=True):
+            if question.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                question.answer.set_exception(answer)
+            else:
+                question.answer.set_result(answer)
+        if isinstance(numbers, StateLost):
+            raise numbers
+
+    def _note_settled(self) -> None:
+        unsettled = self._unsettled
+        while unsettled:
+            number, delivery = unsettled[0]
+            if delivery.state is DeliveryState.SETTLED:
+                self._sent.append(number)
+            elif delivery.state is not DeliveryState.WITHDRAWN:
+                return
+            unsettled.popleft()
+
+    def _refuse(self, error: BaseException) -> None:
+        questions, self._questions = self._questions, []
+        commits, self._commits = self._commits, deque()
+        waiting: list[asyncio.Future[Any]] = [one.answer for one in questions]
+        waiting.extend(one.done for one in commits)
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+                # Whoever waited may be gone.
+                future.exception()
+
+
+class _Sending:
+    """Publishes what one message of an earlier run has left, and notes when it was sent."""
+
+    def __init__(self, states: DurableStates, handled: Handled, connection: BusConnection) -> None:
+        self._states = states
+        self._number = handled.number
+        self._left = len(handled.outputs)
+        self._failed = False
+        if not self._left:
+            states.sent(self._number)
+        for envelope in handled.outputs:
+            on_outcome(connection.bus.post(envelope), self._one_done)
+
+    def _one_done(self, post: asyncio.Future[None]) -> None:
+        self._left -= 1
+        error = None if post.cancelled() else post.exception()
+        if post.cancelled() or error is not None:
+            self._failed = True
+            _log.warning("a message that an earlier run has left was not sent: %s", error)
+        if not self._left and not self._failed:
+            self._states.sent(self._number)
+
+
+def _answer(store: StateStore, question: _Question) -> Known | Exception:
+    try:
+        state = None
+        if question.key is not None:
+            state = store.load(question.actor, (question.key,)).get(question.key)
+        found: Handled | bool = False
+        if question.message is not None:
+            found = store.find(question.message)
+    except Exception as error:  # noqa: BLE001 (whoever asks has to learn of it)
+        return error
+    if isinstance(found, Handled):
+        return Known(state, found, reused=False)
+    return Known(state, None, reused=found)
+
+
+def _last(store: StateStore, sent: Sequence[int]) -> None:
+    try:
+        if sent:
+            store.commit((), sent)
+    except Exception as error:  # noqa: BLE001 (it is done again after the next start)
+        _log.warning("what was sent could not be noted: %s", error)
+    finally:
+        store.close()

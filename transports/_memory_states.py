@@ -1,0 +1,80 @@
+"""The states of keys in memory, for tests on virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ._envelope import Envelope
+from ._state_store import (
+    MOST_HANDLED,
+    SECONDS_HANDLED,
+    Change,
+    Handled,
+    MessageIdentity,
+    StateStore,
+)
+
+__all__ = ["MemoryStates"]
+
+
+class MemoryStates(StateStore):
+    """Keeps states for as long as the object is there: longer than the application that uses it."""
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[str, str], bytes] = {}
+        self._handled: dict[int, tuple[MessageIdentity | None, float]] = {}
+        self._numbers: dict[bytes, dict[bytes, int]] = {}
+        self._unsettled: dict[int, tuple[str, tuple[Envelope, ...]]] = {}
+        self._last = 0
+
+    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, bytes]:
+        """See `StateStore.load`."""
+        states = self._states
+        return {key: states[actor, key] for key in keys if (actor, key) in states}
+
+    def find(self, message: MessageIdentity) -> Handled | bool:
+        """See `StateStore.find`."""
+        known = self._numbers.get(message.name)
+        if not known:
+            return False
+        number = known.get(message.digest)
+        return (
+            True
+            if number is None
+            else Handled(number, "", self._unsettled.get(number, ("", ()))[1])
+        )
+
+    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int]:
+        """See `StateStore.commit`."""
+        numbers = []
+        for change in changes:
+            self._last += 1
+            if change.state is not None:
+                self._states[change.actor, change.key] = change.state
+            message = change.message
+            self._handled[self._last] = (message, change.at)
+            if message is not None:
+                self._numbers.setdefault(message.name, {})[message.digest] = self._last
+            self._unsettled[self._last] = change.actor, change.outputs
+            numbers.append(self._last)
+        for number in sent:
+            self._unsettled.pop(number, None)
+        return numbers
+
+    def unsent(self) -> Sequence[Handled]:
+        """See `StateStore.unsent`."""
+        return [
+            Handled(number, actor, outputs) for number, (actor, outputs) in self._unsettled.items()
+        ]
+
+    def trim(self, now: float) -> None:
+        """See `StateStore.trim`."""
+        for number, (message, at) in tuple(self._handled.items()):
+            old = at < now - SECONDS_HANDLED or number <= self._last - MOST_HANDLED
+            if old and number not in self._unsettled:
+                del self._handled[number]
+                if message is not None:
+                    del self._numbers[message.name][message.digest]
+
+    def close(self) -> None:
+        """See `StateStore.close`."""

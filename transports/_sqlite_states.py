@@ -1,0 +1,214 @@
+"""The states of keys in a SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from .._texts import quoted
+from ..errors import ConfigurationError, StateLost, StateNotWritten
+from ._envelope import Envelope
+from ._sqlite_file import SqliteFile
+from ._state_store import (
+    MOST_HANDLED,
+    SECONDS_HANDLED,
+    Change,
+    Handled,
+    MessageIdentity,
+    StateStore,
+)
+
+__all__ = ["SqliteStates"]
+
+T = TypeVar("T")
+_KIND = 0x53505354
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE state (
+    actor TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, changed REAL NOT NULL,
+    PRIMARY KEY (actor, key)
+) WITHOUT ROWID;
+CREATE TABLE handled (
+    n INTEGER PRIMARY KEY AUTOINCREMENT, actor TEXT NOT NULL, name BLOB, digest BLOB,
+    at REAL NOT NULL, settled INTEGER NOT NULL, outputs BLOB
+);
+CREATE UNIQUE INDEX handled_message ON handled (name, digest) WHERE name IS NOT NULL;
+CREATE INDEX handled_unsettled ON handled (n) WHERE NOT settled
+"""
+_DECODER = msgspec.msgpack.Decoder(tuple[Envelope, ...])
+
+
+class SqliteStates(StateStore):
+    """Keeps states in a SQLite file that this process alone may use.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ConfigurationError: as for `SqliteFile`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._name = f"the file of states {quoted(str(path), 1_000)}"
+        self._file = SqliteFile(
+            path, kind=_KIND, version=_VERSION, schema=_SCHEMA.split(";"), what="the file of states"
+        )
+
+    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, bytes]:
+        """See `StateStore.load`."""
+
+        def select(database: sqlite3.Connection) -> dict[str, bytes]:
+            found: dict[str, bytes] = {}
+            for key in keys:
+                row = database.execute(
+                    "SELECT value FROM state WHERE actor = ? AND key = ?", (actor, _bytes(key))
+                ).fetchone()
+                if row is not None:
+                    found[key] = row[0]
+            return found
+
+        return self._read(select)
+
+    def find(self, message: MessageIdentity) -> Handled | bool:
+        """See `StateStore.find`."""
+
+        def select(database: sqlite3.Connection) -> list[Any]:
+            return database.execute(
+                "SELECT n, actor, digest, outputs FROM handled WHERE name = ?", (message.name,)
+            ).fetchall()
+
+        rows = self._read(select)
+        for number, actor, digest, outputs in rows:
+            if digest == message.digest:
+                return Handled(number, actor, self._decoded(outputs))
+        return bool(rows)
+
+    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int]:
+        """See `StateStore.commit`."""
+        try:
+            numbers = self._file.transaction(lambda database: _write(database, changes, sent))
+        except sqlite3.Error as error:
+            raise self._not_written(error) from error
+        try:
+            self._file.sync()
+        except (sqlite3.Error, OSError) as error:
+            # What was written can be read here, and may not be there after a loss of power.
+            raise StateLost(
+                f"{self._name} cannot be synchronised with its disk ({error}), so it is unknown"
+                " what of it would survive: check the disk, and start again"
+            ) from error
+        return numbers
+
+    def unsent(self) -> Sequence[Handled]:
+        """See `StateStore.unsent`."""
+
+        def select(database: sqlite3.Connection) -> list[Any]:
+            return database.execute(
+                "SELECT n, actor, outputs FROM handled WHERE NOT settled ORDER BY n"
+            ).fetchall()
+
+        return [
+            Handled(number, actor, self._decoded(outputs))
+            for number, actor, outputs in self._read(select)
+        ]
+
+    def trim(self, now: float) -> None:
+        """See `StateStore.trim`."""
+
+        def delete(database: sqlite3.Connection) -> None:
+            database.execute(
+                "DELETE FROM handled WHERE settled AND (at < ? OR n <="
+                " (SELECT coalesce(max(n), 0) FROM handled) - ?)",
+                (now - SECONDS_HANDLED, MOST_HANDLED),
+            )
+
+        try:
+            self._file.transaction(delete)
+        except sqlite3.Error as error:
+            raise self._not_written(error) from error
+
+    def close(self) -> None:
+        """See `StateStore.close`."""
+        self._file.close()
+
+    def _read(self, select: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._file.transaction(select)
+        except sqlite3.Error as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: sqlite3.Error) -> StateNotWritten:
+        if SqliteFile.is_full(error):
+            text = f"there is no room on the disk for {self._name} ({error}): make room"
+        else:
+            text = f"{self._name} cannot be used: {error}; check the disk"
+        return StateNotWritten(text)
+
+    def _decoded(self, outputs: bytes | None) -> tuple[Envelope, ...]:
+        if outputs is None:
+            return ()
+        try:
+            return _DECODER.decode(outputs)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"{self._name} has a message that cannot be read ({error}), and is left as it is:"
+                " restore it, or move it away and do without what it contains"
+            ) from error
+
+
+def _write(
+    database: sqlite3.Connection, changes: Sequence[Change], sent: Sequence[int]
+) -> list[int]:
+    numbers = []
+    for change in changes:
+        if change.state is not None:
+            database.execute(
+                "INSERT INTO state VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+                " SET value = excluded.value, changed = excluded.changed",
+                (change.actor, _bytes(change.key), change.state, change.at),
+            )
+        name, digest = (
+            (None, None) if change.message is None else (change.message.name, change.message.digest)
+        )
+        outputs = _encoded(change.outputs) if change.outputs else None
+        cursor = database.execute(
+            "INSERT INTO handled (actor, name, digest, at, settled, outputs)"
+            " VALUES (?, ?, ?, ?, 0, ?)",
+            (change.actor, name, digest, change.at, outputs),
+        )
+        assert cursor.lastrowid is not None
+        numbers.append(cursor.lastrowid)
+    if sent:
+        database.executemany(
+            "UPDATE handled SET settled = 1, outputs = NULL WHERE n = ?", [(n,) for n in sent]
+        )
+        # Without a name it is never looked for.
+        database.executemany(
+            "DELETE FROM handled WHERE n = ? AND name IS NULL", [(n,) for n in sent]
+        )
+    return numbers
+
+
+def _bytes(key: str) -> bytes:
+    # A key may have what no text in SQLite can have.
+    return key.encode("utf-8", "surrogatepass")
+
+
+def _encoded(envelopes: Sequence[Envelope]) -> bytes:
+    return msgspec.msgpack.encode([_fields(envelope) for envelope in envelopes])
+
+
+def _fields(envelope: Envelope) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        name: value
+        for name, value in msgspec.structs.asdict(envelope).items()
+        if value is not None and value is not False
+    }
+    # A mapping of any kind.
+    fields["headers"] = dict(envelope.headers)
+    return fields

@@ -1,0 +1,129 @@
+"""The contract of what keeps the states of keys, and which messages have changed them."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from ._envelope import Envelope
+
+__all__ = [
+    "MOST_HANDLED",
+    "SECONDS_HANDLED",
+    "Change",
+    "Handled",
+    "MessageIdentity",
+    "StateStore",
+    "identity_of",
+]
+
+SECONDS_HANDLED = 86_400.0
+"""How long a store knows a message that was handled, in seconds."""
+MOST_HANDLED = 1_000_000
+"""How many of them it knows."""
+
+
+class MessageIdentity(msgspec.Struct, frozen=True, gc=False):
+    """What tells a message that comes again from all others.
+
+    Ids come from strangers. So the content counts, too: whoever uses an id twice must not have the
+    second message taken for the first.
+
+    Attributes:
+        name: stands for the actor, the sender or topic, and the id.
+        digest: of the payload.
+    """
+
+    name: bytes
+    digest: bytes
+
+
+class Handled(msgspec.Struct, gc=False):
+    """A message that was handled.
+
+    Attributes:
+        number: its place in the order.
+        actor: who has handled it.
+        outputs: what it has published, unless it is known to have been sent.
+    """
+
+    number: int
+    actor: str
+    outputs: tuple[Envelope, ...]
+
+
+class Change(msgspec.Struct, gc=False):
+    """What one message has changed; kept as a whole, or not at all.
+
+    Attributes:
+        actor: the name of the actor.
+        key: the key.
+        state: its new state; None if that is what it was.
+        message: the message; None if it has no id, so that it cannot be known again.
+        outputs: what it has published.
+        at: when, in seconds since 1970.
+    """
+
+    actor: str
+    key: str
+    state: bytes | None
+    message: MessageIdentity | None
+    outputs: tuple[Envelope, ...]
+    at: float
+
+
+class StateStore(abc.ABC):
+    """Keeps the states of the keys of an application's actors.
+
+    One thread at a time calls its methods, which may block. What `commit` has returned for survives
+    the process and the computer.
+    """
+
+    @abc.abstractmethod
+    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, bytes]:
+        """Return the states of those keys that have one."""
+
+    @abc.abstractmethod
+    def find(self, message: MessageIdentity) -> Handled | bool:
+        """Return what is known of a message that was handled.
+
+        If none was, return whether one of the same name with another content was.
+        """
+
+    @abc.abstractmethod
+    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int]:
+        """Keep changes, all of them or none, and return their numbers.
+
+        Args:
+            changes: in the order in which their outputs are to be sent.
+            sent: the numbers of earlier ones that are settled, whose outputs are done with.
+
+        Raises:
+            StateNotWritten: nothing was kept; it may be tried again.
+            StateLost: it is unknown what was kept, so that nothing may be done any more.
+        """
+
+    @abc.abstractmethod
+    def unsent(self) -> Sequence[Handled]:
+        """Return the changes whose outputs may not have been sent, in order."""
+
+    @abc.abstractmethod
+    def trim(self, now: float) -> None:
+        """Forget settled messages that are older than a day, or too many."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release what it uses; never raises."""
+
+
+def identity_of(actor: str, envelope: Envelope) -> MessageIdentity | None:
+    """Return what a message is known again by; None if its sender gave it no id."""
+    if envelope.id is None:
+        return None
+    sender = envelope.source or envelope.topic
+    parts = (actor, sender, envelope.id)
+    name = hashlib.sha256(msgspec.json.encode(parts)).digest()[:16]
+    return MessageIdentity(name, hashlib.sha256(envelope.payload).digest()[:16])
