@@ -27,18 +27,19 @@ __all__ = ["SqliteStates"]
 T = TypeVar("T")
 _KIND = 0x53505354
 _VERSION = 1
-_SCHEMA = """
-CREATE TABLE state (
+_STATES = """CREATE TABLE state (
     actor TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, changed REAL NOT NULL,
     PRIMARY KEY (actor, key)
-) WITHOUT ROWID;
-CREATE TABLE handled (
-    n INTEGER PRIMARY KEY AUTOINCREMENT, actor TEXT NOT NULL, name BLOB, digest BLOB,
-    at REAL NOT NULL, settled INTEGER NOT NULL, outputs BLOB
-);
-CREATE UNIQUE INDEX handled_message ON handled (name, digest) WHERE name IS NOT NULL;
-CREATE INDEX handled_unsettled ON handled (n) WHERE NOT settled
-"""
+) WITHOUT ROWID"""
+_HANDLED = (
+    """CREATE TABLE IF NOT EXISTS handled (
+        n INTEGER PRIMARY KEY AUTOINCREMENT, actor TEXT NOT NULL, name BLOB, digest BLOB,
+        at REAL NOT NULL, settled INTEGER NOT NULL, outputs BLOB
+    )""",
+    """CREATE UNIQUE INDEX IF NOT EXISTS handled_message ON handled (name, digest)
+        WHERE name IS NOT NULL""",
+    "CREATE INDEX IF NOT EXISTS handled_unsettled ON handled (n) WHERE NOT settled",
+)
 _DECODER = msgspec.msgpack.Decoder(tuple[Envelope, ...])
 
 
@@ -56,8 +57,14 @@ class SqliteStates(StateStore):
         self._path = path
         self._name = f"the file of states {quoted(str(path), 1_000)}"
         self._file = SqliteFile(
-            path, kind=_KIND, version=_VERSION, schema=_SCHEMA.split(";"), what="the file of states"
+            path, kind=_KIND, version=_VERSION, schema=_STATES, what="the file of states"
         )
+
+        def create(database: sqlite3.Connection) -> None:
+            for statement in _HANDLED:
+                database.execute(statement)
+
+        self._read(create)
 
     def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, bytes]:
         """See `StateStore.load`."""

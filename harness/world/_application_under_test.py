@@ -14,6 +14,7 @@ from ...errors import ConfigurationError, ConnectFailed
 from ...runtime.application._application import DistributedApplication, runs_of
 from ...runtime.application._lifecycle import Run
 from ...runtime.hosting._lane import Lane
+from ...transports._memory_states import MemoryStates
 from ..loop._tasks_and_timers import OWNER
 
 if TYPE_CHECKING:
@@ -96,7 +97,12 @@ class ApplicationUnderTest:
             environment=environment,
             stats=self.stats,
             stand_in=world.stand_in,
+<<<<<<< HEAD
             outbox=world.outbox_of(runs.settings.outbox),
+=======
+            # Outlives the lives of the application, as a disk does.
+            state_store=MemoryStates(),
+>>>>>>> fd37d3c (Tests kill a process with durable keys on Mosquitto, and let faults strike one on virtual time)
         )
         runs.observe(world.monitor)
 

@@ -132,7 +132,7 @@ class DurableLane(KeyedLane):
             number = await self.away(self._committed(change), delivery)
         except BaseException:
             turn.outputs = None
-            cell.reset()
+            self._undo(cell)
             raise
         outputs, turn.outputs = turn.outputs, None
         if state is not None:
@@ -143,6 +143,10 @@ class DurableLane(KeyedLane):
             self.connection.post(envelope)
         self._states.clear_when_settled(number, delivery)
         return result
+
+    def _undo(self, cell: KeyCell) -> None:
+        """Forget what a failed attempt has made of the state of a key; it is loaded again."""
+        cell.reset()
 
     async def _committed(self, change: Change) -> int:
         return await self._states.commit(change)

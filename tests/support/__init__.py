@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-__all__ = ["durable_publisher_path", "ledger_consumer_path"]
+__all__ = ["durable_counter_path", "durable_publisher_path", "ledger_consumer_path"]
+
+durable_counter_path = str(Path(__file__).parent / "durable_counter.py")
+"""A program to start: see `support.durable_counter`."""
 
 durable_publisher_path = str(Path(__file__).parent / "durable_publisher.py")
 """A program to start: see `support.durable_publisher`."""

@@ -1,0 +1,200 @@
+"""Durable keys: their states and what they publish survive, as a whole, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spa_dat import Actor, Context, DistributedApplication, Overflow, RetryPolicy, Socket, on
+from spa_dat.errors import ConfigurationError, RemoteError
+from spa_dat.runtime.hosting._durable_lane import DurableLane
+from spa_dat.testing import Faults, Harness
+from spa_dat.transports import Envelope
+from spa_dat.transports._sqlite_states import SqliteStates
+from support.waiting import eventually
+
+KEYS = 8
+MESSAGES = 6
+
+
+@dataclass
+class Count:
+    n: int = 0
+
+
+def counting(dice: random.Random, outputs: dict[str, list[tuple[str | None, int]]]) -> Any:
+    """Return an application that numbers the messages of each key, and sometimes fails."""
+    app = DistributedApplication("memory://", name="app")
+    retry = RetryPolicy(attempts=100, first=0.5, factor=1)
+
+    @app.application("work/{key}", per="key", state=Count, durable=True, retry=retry)
+    async def work(key: str, state: Count, socket: Socket) -> None:
+        state.n += 1
+        await socket.publish(f"done/{key}", state.n)
+        await asyncio.sleep(dice.choice((0, 0, 0.1, 2)))
+        if dice.random() < 0.3:
+            raise ValueError("a bad day")
+
+    return app
+
+
+def run(seed: int, crash: float, profile: Any) -> None:
+    dice = random.Random(seed)
+    app = counting(dice, {})
+    faults = replace(Faults.all(), crash=crash)
+    with Harness(app, seed=seed, faults=faults, profile=profile) as harness:
+        harness.expect_failure(ValueError)
+        for _ in range(MESSAGES):
+            for key in range(KEYS):
+                harness.publish(f"work/{key}", key=str(key))
+        harness.settle()
+        done = harness.messages("done/+")
+    contents: dict[str | None, set[tuple[str, bytes]]] = defaultdict(set)
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for one in done:
+        contents[one.id].add((one.topic, repr(one.payload)))
+        numbers[one.topic].append(int(one.payload))
+    assert all(len(content) == 1 for content in contents.values())
+    assert len(numbers) == KEYS
+    for of_key in numbers.values():
+        assert list(dict.fromkeys(of_key)) == list(range(1, MESSAGES + 1))
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("profile", [None, "mqtt"])
+@pytest.mark.parametrize("crash", [0, 0.01])
+@pytest.mark.parametrize("seed", range(8))
+def test_states_and_outputs_of_each_key_are_right_whatever_fails(
+    profile: Any, seed: int, crash: float
+) -> None:
+    run(seed, crash, profile)
+
+
+@pytest.mark.virtual
+def test_without_undoing_the_states_they_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DurableLane, "_undo", lambda self, cell: None)
+    with pytest.raises(AssertionError):
+        run(1, 0.0, None)
+
+
+def application(folder: Path, got: list[Any]) -> DistributedApplication:
+    app = DistributedApplication("memory://durable", name="app", state_folder=folder)
+
+    class Work(Actor):
+        per, state, durable = "key", Count, True
+
+        @on("work/{key}")
+        async def handle(self, step: int, key: str, socket: Socket) -> int:
+            self.state.n += step
+            await socket.publish(f"done/{key}", self.state.n)
+            return int(self.state.n)
+
+    app.add(Work)
+
+    @app.application("done/{key}")
+    async def done(n: int, key: str) -> None:
+        got.append((key, n))
+
+    return app
+
+
+async def test_states_are_there_again_after_a_restart(tmp_path: Path) -> None:
+    got: list[Any] = []
+    for n in (2, 4):
+        app = application(tmp_path / "states", got)
+        async with app:
+            assert await app.socket().request("work/a", 2, reply=int) == n
+            await eventually(lambda n=n: ("a", n) in got)  # type: ignore[misc]
+    assert got == [("a", 2), ("a", 4)]
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in folder.iterdir())
+
+
+async def test_a_message_that_comes_again_is_known_and_another_with_its_id_is_not(
+    tmp_path: Path,
+) -> None:
+    got: list[Any] = []
+    app = application(tmp_path, got)
+    async with app:
+        bus = app._runs.current.connections[0].bus  # type: ignore[union-attr]
+        for payload in (b"1", b"1", b"2"):
+            await bus.publish(
+                Envelope(topic="work/a", payload=payload, id="x", source="s"), timeout=10
+            )
+        await eventually(lambda: ("a", 3) in got)
+        await bus.publish(Envelope(topic="work/a", payload=b"5"), timeout=10)
+        await eventually(lambda: ("a", 8) in got)
+        assert list(dict.fromkeys(got)) == [("a", 1), ("a", 3), ("a", 8)]
+        assert app.stats["messages.known"] == 1
+        assert app.stats["messages.id_reused"] == 1
+        assert app.stats["messages.without_id"] == 1
+
+
+async def test_a_file_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    store = SqliteStates(tmp_path / "app.0.states")
+    with pytest.raises(ConfigurationError, match=r"app\.0\.states.*in use"):
+        async with application(tmp_path, []):
+            pass
+    store.close()
+
+
+async def test_scheduled_calls_are_refused(tmp_path: Path) -> None:
+    app = DistributedApplication("memory://", name="app", state_folder=tmp_path)
+
+    @app.application("work/{key}", per="key", state=Count, durable=True)
+    async def work(context: Context) -> int:
+        context.later(1, print)
+        return 1
+
+    async with app:
+        with pytest.raises(RemoteError, match="would not be kept"):
+            await app.socket().request("work/a", reply=int)
+
+
+async def test_durable_actors_need_a_name() -> None:
+    app = DistributedApplication("memory://")
+
+    @app.application("work/{key}", per="key", state=Count, durable=True)
+    async def work() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="give name="):
+        async with app:
+            pass
+
+
+@dataclass
+class Recent:
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"per": None, "state": None}, "give per="),
+        ({"durable": "yes"}, "give True or False"),
+        ({"qos": 0}, "qos=0 does not go with durable"),
+        ({"subscription": "s"}, "subscription='s' does not go with durable"),
+        ({"deliver": "share"}, "deliver='share' does not go with durable"),
+        ({"overflow": Overflow.DROP_OLDEST}, "overflow"),
+        ({"batch": (2, 1.0)}, "batch"),
+        ({"state": lambda: 1}, "give state= a class"),
+        ({"state": None}, "give state= a class"),
+        ({"state": Counter}, r"use dict\[str, int\]"),
+        ({"state": deque[int]}, "use a list"),
+        ({"state": Recent}, r"the state\.counts is a Counter"),
+    ],
+)
+def test_what_cannot_be_durable_is_refused(options: dict[str, Any], text: str) -> None:
+    app = DistributedApplication("memory://", name="app")
+    given: dict[str, Any] = {"per": "key", "state": Count, "durable": True} | options
+    with pytest.raises(ConfigurationError, match=text):
+
+        @app.application("work/{key}", **given)
+        async def work() -> None: ...
