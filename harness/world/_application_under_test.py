@@ -97,12 +97,9 @@ class ApplicationUnderTest:
             environment=environment,
             stats=self.stats,
             stand_in=world.stand_in,
-<<<<<<< HEAD
             outbox=world.outbox_of(runs.settings.outbox),
-=======
             # Outlives the lives of the application, as a disk does.
             state_store=MemoryStates(),
->>>>>>> fd37d3c (Tests kill a process with durable keys on Mosquitto, and let faults strike one on virtual time)
         )
         runs.observe(world.monitor)
 

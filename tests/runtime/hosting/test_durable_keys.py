@@ -55,7 +55,7 @@ def run(seed: int, crash: float, profile: Any) -> None:
                 harness.publish(f"work/{key}", key=str(key))
         harness.settle()
         done = harness.messages("done/+")
-    contents: dict[str | None, set[tuple[str, bytes]]] = defaultdict(set)
+    contents: dict[str | None, set[tuple[str, str]]] = defaultdict(set)
     numbers: dict[str, list[int]] = defaultdict(list)
     for one in done:
         contents[one.id].add((one.topic, repr(one.payload)))
