@@ -206,5 +206,6 @@ class _DurableSocket(KeyedSocket):
                 " less, or raise the option 'max_payload' if the broker allows it"
             )
         self._connection.provider.check_message(envelope)
+        self._connection.recorded(envelope)
         turn.outputs.append(envelope)
         return True

@@ -350,6 +350,9 @@ class BusConnection:
             on_failure(posted, self.lost_posts.report)
         return posted
 
+    def recorded(self, envelope: Envelope) -> None:
+        """Note that what a handler publishes was recorded, and is going to be posted later."""
+
     def published_elsewhere(self, envelope: Envelope) -> None:
         """Note what a child process of an actor publishes; its code has the envelope made."""
 

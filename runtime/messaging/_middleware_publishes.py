@@ -188,6 +188,12 @@ class MiddlewareConnection(BusConnection):
         posted.add_done_callback(outcome.of_post)
         return posted
 
+    def recorded(self, envelope: Envelope) -> None:
+        """As of `BusConnection`; for the middleware that is what has become of it."""
+        outcome = self._take(envelope)
+        if outcome is not None:
+            outcome.tell(None)
+
     def _publish(self, envelope: Envelope, *, timeout: float) -> Coroutine[Any, Any, None]:
         outcome = self._take(envelope)
         publish = self.bus.publish(envelope, timeout=timeout)

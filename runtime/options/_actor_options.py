@@ -13,7 +13,6 @@ from ...errors import ConfigurationError
 from ...transports import SocketProvider, TopicFilter
 from ...transports._wire_formats import WireName
 from ._custom_codecs import Codec, check_codec
-from ._durable_checks import check_durable
 from ._option_checks import (
     LARGEST_WINDOW,
     LARGEST_WINDOW_BYTES,
@@ -214,7 +213,11 @@ class ActorOptions:
         check_state(owner, self.state)
         check_placement(owner, self.placement, self.processes)
         check_per(owner, self.per, self._not_with_per(), self.state, self.hot, self.idle)
-        check_durable(owner, self)
+        if self.durable is not False:
+            # Not at the top: most applications have no durable actors.
+            from ._durable_checks import check_durable
+
+            check_durable(owner, self)
         lanes = max(self.places, self.processes)
         check_concurrency(owner, self.places, self.key, self.overflow, self.state, lanes)
         check_batch(owner, self.batch, self.window)
