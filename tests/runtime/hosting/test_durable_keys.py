@@ -199,3 +199,43 @@ def test_what_cannot_be_durable_is_refused(options: dict[str, Any], text: str) -
 
         @app.application("work/{key}", **given)
         async def work() -> None: ...
+
+
+@dataclass
+class Text:
+    text: str = ""
+
+
+@pytest.mark.virtual
+def test_a_state_that_is_too_large_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    app = DistributedApplication("memory://", name="app")
+
+    @app.application("work/{key}", per="key", state=Text, durable=True)
+    async def work(size: int, state: Text, socket: Socket) -> None:
+        state.text = "x" * size
+        socket.post("done", size)
+
+    with Harness(app) as harness:
+        for size in (10, 150_000, 900_000, 20):
+            harness.publish("work/a", size)
+        harness.settle()
+        (letter,) = harness.dead_letters()
+        assert "the state of key 'a' has 900011 bytes" in letter.text
+        assert harness.published("done") == [10, 150_000, 20]
+        assert harness.state("work", key="a").text == "x" * 20
+    assert "the state of key 'a' has 150011 bytes" in caplog.text
+
+
+async def test_a_request_that_was_handled_before_is_not_handled_again(
+    tmp_path: Path,
+) -> None:
+    app = application(tmp_path, [])
+    async with app:
+        bus = app._runs.current.connections[0].bus  # type: ignore[union-attr]
+        request = Envelope(
+            topic="work/a", payload=b"1", id="x", response_topic="elsewhere", correlation=b"1"
+        )
+        for _ in range(2):
+            await bus.publish(request, timeout=10)
+        await eventually(lambda: app.stats["messages.known"] == 1)
+        assert await app.socket().request("work/a", 1, reply=int) == 2
