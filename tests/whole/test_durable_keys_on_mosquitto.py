@@ -66,7 +66,7 @@ async def test_every_number_is_there_once_whenever_the_process_is_killed(
                 await asyncio.to_thread(process.wait)
                 process = start()
             await eventually(
-                lambda: sum(len({n for _, n in of_key}) for of_key in numbers.values()) >= sent
+                lambda: sum(len({n for _, n in numbers[str(key)]}) for key in range(KEYS)) >= sent
             )
         finally:
             process.kill()
