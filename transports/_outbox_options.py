@@ -10,6 +10,7 @@ from pathlib import Path
 from .._texts import quoted
 from ..errors import ConfigurationError
 from ._contract import Identity
+from ._state_folder import state_folder
 from ._url_options import check_numbers
 
 __all__ = ["OutboxFile", "outbox_file_meant"]
@@ -54,24 +55,10 @@ class OutboxFile:
             ConfigurationError: no folder is given, and the user has no home.
         """
         digest = hashlib.sha256(address.encode()).hexdigest()[:12]
-        return self._folder() / f"{identity.client_id}.{digest}.outbox"
-
-    def _folder(self) -> Path:
-        if self.folder is not None:
-            return Path(self.folder).absolute()
-        state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-        if state:
-            return Path(state).absolute()
-        home = os.environ.get("XDG_STATE_HOME")
-        try:
-            # As its specification says, relative ones are ignored.
-            base = Path(home) if home and Path(home).is_absolute() else Path.home() / ".local/state"
-        except RuntimeError as error:
-            raise ConfigurationError(
-                "the outbox needs a folder, and the user has no home: give"
-                " outbox=OutboxFile(folder=...)"
-            ) from error
-        return base / "spa-dat"
+        folder = state_folder(
+            self.folder, of="the outbox in a file", option="outbox=OutboxFile(folder=...)"
+        )
+        return folder / f"{identity.client_id}.{digest}.outbox"
 
 
 def outbox_file_meant(given: object) -> OutboxFile:

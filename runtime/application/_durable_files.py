@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 from ..._busy_threads import has_own_clock
 from ...errors import ConfigurationError
 from ...transports._sqlite_states import SqliteStates
+from ...transports._state_folder import state_folder
 from ...transports._state_store import StateStore
 from ..hosting._application_settings import Settings
 from ..hosting._durable_states import DurableStates
@@ -30,7 +29,10 @@ def states_of(settings: Settings, fatal: Callable[[BaseException], None]) -> Dur
             " restart: give name="
         )
     store = settings.state_store
-    path = None if store is not None else _folder(settings.state_folder) / _file_of(settings)
+    path = None
+    if store is None:
+        folder = state_folder(settings.state_folder, of="a durable actor", option="state_folder=")
+        path = folder / _file_of(settings)
 
     def open_store() -> StateStore:
         if store is not None:
@@ -44,20 +46,3 @@ def states_of(settings: Settings, fatal: Callable[[BaseException], None]) -> Dur
 
 def _file_of(settings: Settings) -> str:
     return f"{settings.identity.client_id}.states"
-
-
-def _folder(given: str | None) -> Path:
-    if given is not None:
-        return Path(given).absolute()
-    state = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    if state:
-        return Path(state).absolute()
-    home = os.environ.get("XDG_STATE_HOME")
-    try:
-        # As its specification says, relative ones are ignored.
-        base = Path(home) if home and Path(home).is_absolute() else Path.home() / ".local/state"
-    except RuntimeError as error:
-        raise ConfigurationError(
-            "durable actors need a folder, and the user has no home: give state_folder="
-        ) from error
-    return base / "spa-dat"
