@@ -257,6 +257,16 @@ def _look_at_failures(producer: Any) -> None:
                 batch._drain_waiter.exception()
 
     accumulator.fail_all = failing_all
+    sender = producer._sender
+    request = sender._send_produce_req
+
+    async def requesting(*args: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await request(*args)
+
+    sender._send_produce_req = requesting
     for name in ("error_transaction", "fatal_error"):
         fail = getattr(manager, name)
 

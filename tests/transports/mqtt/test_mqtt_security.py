@@ -182,8 +182,9 @@ async def test_another_way_survives_a_restart_of_the_broker(
         await recorder.get(1)
         await asyncio.to_thread(broker.restart)
         await app.bus.publish(Envelope(topic="a", payload=b"2"), timeout=60)
-        await recorder.get(2)
-        assert recorder.payloads == [b"1", b"2"]
+        await eventually(lambda: b"2" in recorder.payloads)
+        # The broker may not have had the acknowledgement of the first one.
+        assert list(dict.fromkeys(recorder.payloads)) == [b"1", b"2"]
 
 
 @pytest.mark.parametrize(
