@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._texts import quoted
 from ...actors import refuse_unrun
-from ...errors import ConfigurationError, MessageTooLarge, RemoteError
+from ...errors import ConfigurationError, DecodeError, MessageTooLarge, RemoteError
 from ...transports import Envelope
 from ...transports._state_store import Change, identity_of
 from ..handling._argument_values import ProducerScope
@@ -16,6 +16,7 @@ from ..messaging._socket import Socket
 from ..messaging._turn import Turn, current_turn
 from ..options._retry_policy import Reject
 from ..payloads._codec import JSON, Decoder, encode_as
+from ..payloads._type_readers import type_name
 from ._durable_states import DurableStates
 from ._keyed_lane import STATE, KeyedLane, KeyedSocket
 from ._keyed_mailbox import UNSET, KeyCell
@@ -66,7 +67,15 @@ class DurableLane(KeyedLane):
         if cell.saved is None:
             super()._make(cell)
             return
-        state = self._decoder.decode(cell.saved, JSON)
+        try:
+            state = self._decoder.decode(cell.saved, JSON)
+        except DecodeError as error:
+            why = error.__cause__ or error
+            raise DecodeError(
+                f"the state that is kept of key {quoted(cell.key, 200)} does not fit"
+                f" {type_name(self.options.state)} any more, and is left as it is: {why}; give new"
+                " fields defaults, or use the class that has written it"
+            ) from error
         if not self.host.is_class:
             cell.keep(state)
             return

@@ -239,3 +239,38 @@ async def test_a_request_that_was_handled_before_is_not_handled_again(
             await bus.publish(request, timeout=10)
         await eventually(lambda: app.stats["messages.known"] == 1)
         assert await app.socket().request("work/a", 1, reply=int) == 2
+
+
+@dataclass
+class Renamed:
+    number: int
+
+
+async def test_a_state_that_fits_no_more_is_named_and_left_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Any] = []
+
+    def app_of(kind: type) -> DistributedApplication:
+        app = DistributedApplication("memory://", name="app", state_folder=str(tmp_path))
+
+        @app.application(
+            "work/{key}", per="key", state=kind, durable=True, retry=RetryPolicy(attempts=1)
+        )
+        async def work(key: str, state: Any) -> None:
+            seen.append(state)
+            state.n = 7
+
+        return app
+
+    for kind, stored in ((Count, 0), (Renamed, 1), (Count, 0)):
+        app = app_of(kind)
+        async with app:
+            await app.socket().publish("work/1", b"")
+            await eventually(
+                lambda: app.stats["messages.handled"] + app.stats["dead_letters.stored"] == 1  # noqa: B023
+            )
+        assert app.stats["dead_letters.stored"] == stored
+    assert "the state that is kept of key '1' does not fit Renamed any more" in caplog.text
+    assert [type(state) for state in seen] == [Count, Count]
+    assert seen[1].n == 7
