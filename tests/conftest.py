@@ -8,6 +8,7 @@ import gc
 import inspect
 import itertools
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +39,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "he
 def pytest_configure() -> None:
     # Nothing is captured here.
     keep_stderr()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has what it starts in the background ignore Ctrl-C, which tests send.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
