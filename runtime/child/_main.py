@@ -416,12 +416,13 @@ def main(pipe: int, memory: int) -> None:
             end_loop(loop, task)
     except BaseException:  # noqa: BLE001 (such as a handler that has closed what the loop needs)
         code = _BROKEN
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(Exception):
             traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # Either may be closed, missing, or something that the program has put there.
+            with contextlib.suppress(Exception):
+                stream.flush()
     logging.shutdown()
     # Threads of the user's that go on must not keep the process.
     os._exit(code)

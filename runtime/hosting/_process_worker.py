@@ -57,6 +57,8 @@ _LEAST_TIME = 1e-6
 _REST = 1.0
 """Seconds after its deadline that an attempt may take to end by itself."""
 _GRACE = 1.0
+_START_AGAIN = 1.0
+"""Seconds until a process is started again that the operating system did not allow."""
 
 
 class ProcessState(enum.Enum):
@@ -157,7 +159,7 @@ class ProcessWorker:
                 self._lane.actor_name, self._received, self._process_ended
             )
         except SpaDatError as error:
-            self._fail(error)
+            self._not_launched(error)
             return
         self._slots = list(range(SLOTS - 1, -1, -1))
         self._routes = {}
@@ -183,6 +185,16 @@ class ProcessWorker:
                 SLOTS,
             )
         )
+
+    def _not_launched(self, error: SpaDatError) -> None:
+        if not self._started.done():
+            self._fail(error)
+            return
+        # Others had been started before: a lack of memory, files or processes passes.
+        self._become(ProcessState.WAITING)
+        self._problem = f"{describe(error)}; tried again every {_START_AGAIN:g} s"
+        self._lane.log.error("%s", self._problem)
+        self._timer = self._loop.call_later(_START_AGAIN, self.start)
 
     async def started(self) -> None:
         """Wait until the actor runs in the process; raises why it does not."""

@@ -57,6 +57,9 @@ class ChildProcess:
         progress: how far the child has come with its deliveries.
         channel: the way to it.
         exit_code: as of `subprocess.Popen`; None while it runs.
+
+    Raises:
+        ConfigurationError: it cannot be started; what the operating system said is the cause.
     """
 
     def __init__(
@@ -64,20 +67,24 @@ class ChildProcess:
     ) -> None:
         self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self.progress = Progress()
         self.exit_code: int | None = None
         self._why: str | None = None
         self._pidfd: int | None = None
         self._look: asyncio.TimerHandle | None = None
-        ours, theirs = socket.socketpair()
-        try:
-            self._process = _launch(name, theirs, self.progress.descriptor)
-        except BaseException:
-            ours.close()
-            self.progress.close()
-            raise
-        finally:
-            theirs.close()
+        with contextlib.ExitStack() as undo:
+            try:
+                self.progress = Progress()
+                undo.callback(self.progress.close)
+                ours, theirs = socket.socketpair()
+                undo.callback(ours.close)
+                with theirs:
+                    self._process = _launch(name, theirs, self.progress.descriptor)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"actor {name!r} has placement='process', and no process can be started:"
+                    f" {error}"
+                ) from error
+            undo.pop_all()
         self.channel = Channel(
             ours,
             FromChild,
@@ -194,10 +201,6 @@ def _launch(name: str, pipe: socket.socket, memory: int) -> subprocess.Popen[byt
             env={**os.environ, _MARKER: "1"},
             stdin=reader,
         )
-    except OSError as error:
-        raise ConfigurationError(
-            f"actor {name!r} has placement='process', and no process can be started: {error}"
-        ) from error
     finally:
         os.close(reader)
         os.close(writer)

@@ -47,7 +47,11 @@ class Progress:
 
     def __init__(self, descriptor: int | None = None) -> None:
         self._own = _memory() if descriptor is None else descriptor
-        self._map = mmap.mmap(self._own, _SIZE)
+        try:
+            self._map = mmap.mmap(self._own, _SIZE)
+        except BaseException:
+            os.close(self._own)
+            raise
         self._view = memoryview(self._map)
         self.states = self._view[:SLOTS]
         self.since = self._view[SLOTS : 9 * SLOTS].cast("d")

@@ -198,12 +198,6 @@ class RealBench(Bench):
     def admin(self) -> str:
         return f"127.0.0.1:{self._broker.port}"
 
-    async def topic(self, name: str, partitions: int = 1, **configs: str) -> str:
-        topic = await super().topic(name, partitions, **configs)
-        # Created is not served yet: a busy broker first learns that it leads the partitions.
-        await self.ends(topic)
-        return topic
-
     def forbidden(self, right: Right, text: str) -> str:
         return f"not-{self.prefix}{text}"
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
+import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from spa_dat import Actor, Context, DistributedApplication, RestartPolicy, RetryPolicy, Socket, on
-from spa_dat.errors import RemoteError
+from spa_dat.errors import ConfigurationError, RemoteError
 from spa_dat.harness.brokers import Mosquitto
 from spa_dat.transports import MemoryConfig, MemoryProvider
 from support.processes import add_worker, collect, make, pid_told
@@ -219,6 +222,59 @@ async def test_a_process_that_ends_beside_its_messages_is_replaced(
         await eventually(lambda: app.healthy)
 
 
+def lack_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_pair(*args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socketpair", no_pair)
+
+
+def lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_map(*args: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", no_map)
+
+
+def lack_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_process(*args: object, **options: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+
+
+@pytest.mark.parametrize("lack", [lack_of_files, lack_of_memory, lack_of_processes])
+async def test_a_process_that_cannot_be_replaced_at_the_moment_is_replaced_later(
+    lack: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make()
+    told = add_worker(app)
+    async with app:
+        pid = await pid_told(app, told)
+        await eventually(lambda: app.stats["messages.handled"] == 1)
+        with monkeypatch.context() as lacking:
+            lack(lacking)
+            files = len(os.listdir("/proc/self/fd"))
+            os.kill(pid, signal.SIGKILL)
+            await eventually(
+                lambda: any("no process can be started" in text for text in app.problems.values())
+            )
+            # Whatever the first one had is given back, and nothing of the attempt is left.
+            assert len(os.listdir("/proc/self/fd")) < files
+        assert await pid_told(app, told) != pid
+        await eventually(lambda: app.healthy)
+
+
+async def test_an_application_whose_process_cannot_be_started_at_all_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = make()
+    add_worker(app)
+    lack_of_files(monkeypatch)
+    with pytest.raises(ConfigurationError, match="no process can be started: .*Too many open"):
+        await app.start()
+
+
 async def test_processes_that_end_at_once_are_given_up(caplog: pytest.LogCaptureFixture) -> None:
     app = make(restart=RestartPolicy(intensity=1, backoff_min=0.01))
 
@@ -287,6 +343,24 @@ async def test_a_process_that_does_not_stop_is_ended() -> None:
         await eventually(lambda: len(got) == 1)
     assert not is_alive(got[0])
     assert app.stats["actors.cut_off"] == 1
+
+
+async def test_a_process_without_standard_output_ends_when_it_is_told_to() -> None:
+    app = make(stop_timeout=1)
+    got = collect(app, "out")
+
+    @app.application("in", placement="process")
+    async def work(payload: int, socket: Socket) -> None:
+        # As where the program was started with closed descriptors.
+        sys.stdout = None
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        await socket.publish("out", os.getpid())
+
+    async with app:
+        await app.socket().publish("in", 1)
+        await eventually(lambda: len(got) == 1)
+    assert not is_alive(got[0])
+    assert app.stats["actors.cut_off"] == 0
 
 
 async def test_a_killed_program_leaves_no_process(tmp_path: Path) -> None:
