@@ -271,7 +271,7 @@ async def test_an_application_whose_process_cannot_be_started_at_all_does_not_st
     app = make()
     add_worker(app)
     lack_of_files(monkeypatch)
-    with pytest.raises(ConfigurationError, match="no process can be started: .*Too many open"):
+    with pytest.raises(ConfigurationError, match=r"no process can be started: .*Too many open"):
         await app.start()
 
 
