@@ -28,9 +28,9 @@ from ._contract import Bus, SocketProvider, Surroundings
 from ._delegating_bus import DelegatingBus
 from ._envelope import REPLY_HEADER, Envelope
 from ._outbox import on_outcome, size_of
-from ._outbox_file import Row, Rows, RowStatus, row_of
+from ._outbox_file import OUTBOX_FILE, Row, Rows, RowStatus, row_of
 from ._outbox_options import OutboxFile
-from ._sqlite_file import SqliteFile
+from ._sqlite_file import SqliteFile, file_name
 
 __all__ = ["DurableOutbox"]
 
@@ -82,6 +82,8 @@ class DurableOutbox(DelegatingBus):
         self._fatal = surroundings.fatal
         self._options = options
         self._path = options.path(surroundings.identity, provider.address)
+        # For errors.
+        self._file = file_name(OUTBOX_FILE, self._path)
         self._loop = asyncio.get_running_loop()
         self._limited_log = LimitedLog(_log)
         # One thread: it writes what has gathered while it was busy in one transaction.
@@ -266,9 +268,8 @@ class DurableOutbox(DelegatingBus):
             what = f"{self._size} bytes of max_bytes={options.max_bytes}"
         if what:
             full = OutboxFull(
-                f"the outbox file {quoted(str(self._path), 1_000)} has {what}, and the message to"
-                f" {envelope.topic!r} was not accepted: wait for room with 'await socket.drain()',"
-                " or raise the option of OutboxFile"
+                f"{self._file} has {what}, and the message to {envelope.topic!r} was not accepted:"
+                " wait for room with 'await socket.drain()', or raise the option of OutboxFile"
             )
             full.outage = not self._bus.connected
             raise full
@@ -295,14 +296,13 @@ class DurableOutbox(DelegatingBus):
         if not SqliteFile.is_full(error):
             return not_outage(
                 PublishNotSent(
-                    f"the message to {row.envelope.topic!r} was not written to the outbox file"
-                    f" {quoted(str(self._path), 1_000)}: {error}"
+                    f"the message to {row.envelope.topic!r} was not written to {self._file}:"
+                    f" {error}"
                 )
             )
         full = OutboxFull(
-            f"there is no room on the disk for the outbox file {quoted(str(self._path), 1_000)}"
-            f" ({error}), and the message to {row.envelope.topic!r} was not accepted: make room, or"
-            " give another folder"
+            f"there is no room on the disk for {self._file} ({error}), and the message to"
+            f" {row.envelope.topic!r} was not accepted: make room, or give another folder"
         )
         # A handler does not fail over it, but is called again until there is room.
         full.outage = True
@@ -313,9 +313,8 @@ class DurableOutbox(DelegatingBus):
             row.recorded.set_exception(
                 not_outage(
                     PublishUnknown(
-                        f"publish to {row.envelope.topic!r} was not written to the outbox file"
-                        f" {quoted(str(self._path), 1_000)} within {timeout:g} s; it may be sent"
-                        " all the same"
+                        f"publish to {row.envelope.topic!r} was not written to {self._file}"
+                        f" within {timeout:g} s; it may be sent all the same"
                     )
                 )
             )
@@ -377,11 +376,7 @@ class DurableOutbox(DelegatingBus):
                     not_outage(PublishUnknown(f"the disk of {self._path} has failed: {error}"))
                 )
         problem = not_added or not_synced or not_removed
-        self._problem = (
-            None
-            if problem is None
-            else f"the outbox file {quoted(str(self._path), 1_000)} cannot be written: {problem}"
-        )
+        self._problem = None if problem is None else f"{self._file} cannot be written: {problem}"
         if problem is not None:
             self._limited_log.error("%s", self._problem)
         return not_removed is None

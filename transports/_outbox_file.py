@@ -7,20 +7,21 @@ import sqlite3
 from asyncio import Future
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from .._texts import quoted
-from ..errors import ConfigurationError
 from ._envelope import Envelope
 from ._outbox import size_of
 from ._sqlite_file import SqliteFile
+from ._stored_envelopes import read_stored, stored_fields
 
-__all__ = ["Row", "RowStatus", "Rows", "row_of"]
+__all__ = ["OUTBOX_FILE", "Row", "RowStatus", "Rows", "row_of"]
+
+OUTBOX_FILE = "the outbox file"
 
 _KIND = 0x53504F42
 _VERSION = 1
+_DECODER = msgspec.msgpack.Decoder(Envelope)
 _SCHEMA = (
     "CREATE TABLE outbox (n INTEGER PRIMARY KEY, expires REAL, size INTEGER NOT NULL,"
     " message BLOB NOT NULL)"
@@ -75,7 +76,6 @@ class Rows:
         path: the file.
 
     Attributes:
-        path: the file.
         last: the highest place that a message in the file had when it was opened.
         count: how many messages there were then.
         size: bytes of them.
@@ -85,9 +85,8 @@ class Rows:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._file = SqliteFile(
-            path, kind=_KIND, version=_VERSION, schema=_SCHEMA, what="the outbox file"
+            path, kind=_KIND, version=_VERSION, schema=(_SCHEMA,), what=OUTBOX_FILE
         )
         self.last, self.count, self.size = self._file.transaction(
             lambda database: database.execute(
@@ -97,7 +96,10 @@ class Rows:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Write messages, so that they survive the process; raises sqlite3.Error."""
-        values = [(row.n, row.expires, row.size, _encoded(row.envelope)) for row in rows]
+        values = [
+            (row.n, row.expires, row.size, msgspec.msgpack.encode(stored_fields(row.envelope)))
+            for row in rows
+        ]
 
         def insert(database: sqlite3.Connection) -> None:
             database.executemany("INSERT INTO outbox VALUES (?, ?, ?, ?)", values)
@@ -138,37 +140,15 @@ class Rows:
                     break
 
         self._file.transaction(select)
+        where = self._file.name
         return [
-            Row(n, self._decoded(n, message), expires, size) for n, expires, size, message in found
+            Row(n, read_stored(_DECODER, message, where, f"number {n}: "), expires, size)
+            for n, expires, size, message in found
         ]
 
     def close(self) -> None:
         """Release the file. Never raises."""
         self._file.close()
-
-    def _decoded(self, n: int, message: bytes) -> Envelope:
-        try:
-            return _DECODER.decode(message)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"the outbox file {quoted(str(self.path), 1_000)} has a message that cannot be read"
-                f" (number {n}: {error}), and is left as it is: restore it, or move it away and do"
-                " without what it contains"
-            ) from error
-
-
-_DECODER = msgspec.msgpack.Decoder(Envelope)
-
-
-def _encoded(envelope: Envelope) -> bytes:
-    fields: dict[str, Any] = {
-        name: value
-        for name, value in msgspec.structs.asdict(envelope).items()
-        if value is not None and value is not False
-    }
-    # A mapping of any kind.
-    fields["headers"] = dict(envelope.headers)
-    return msgspec.msgpack.encode(fields)
 
 
 def row_of(n: int, envelope: Envelope, now: float, recorded: Future[None]) -> Row:

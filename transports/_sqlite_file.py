@@ -6,14 +6,14 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from .._texts import quoted
 from ..errors import ConfigurationError
 
-__all__ = ["SqliteFile"]
+__all__ = ["SqliteFile", "file_name"]
 
 T = TypeVar("T")
 
@@ -36,17 +36,22 @@ class SqliteFile:
         path: where it is; a missing folder is created for this user alone, as is the file.
         kind: 32 bits that tell such files from other databases (``application_id``).
         version: of the tables; files of newer ones are refused.
-        schema: SQL that creates the tables.
+        schema: SQL statements that create the tables.
         what: what the file is, for errors.
+
+    Attributes:
+        name: what it is and where, for errors.
 
     Raises:
         ConfigurationError: the file cannot be created or read, is no such file, is damaged, was
             written by a newer version, or is in use. It is left as it is.
     """
 
-    def __init__(self, path: Path, *, kind: int, version: int, schema: str, what: str) -> None:
+    def __init__(
+        self, path: Path, *, kind: int, version: int, schema: Sequence[str], what: str
+    ) -> None:
         self.path = path
-        self._what = f"{what} {quoted(str(path), 1_000)}"
+        self.name = file_name(what, path)
         self._lock = threading.Lock()
         self._log = -1
         self._create()
@@ -58,7 +63,7 @@ class SqliteFile:
         except BaseException as error:
             self._database.close()
             if isinstance(error, sqlite3.Error | OSError):
-                raise ConfigurationError(f"{self._what}: {_reason(error)}") from error
+                raise ConfigurationError(f"{self.name}: {_reason(error)}") from error
             raise
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -119,11 +124,11 @@ class SqliteFile:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
             raise ConfigurationError(
-                f"{self._what} cannot be created: {error.strerror}; give another folder, or make"
+                f"{self.name} cannot be created: {error.strerror}; give another folder, or make"
                 " this one writable for the user of the program"
             ) from error
 
-    def _prepare(self, kind: int, version: int, schema: str) -> None:
+    def _prepare(self, kind: int, version: int, schema: Sequence[str]) -> None:
         database = self._database
         database.execute("PRAGMA locking_mode=EXCLUSIVE")
         # Takes the lock, and reads the header.
@@ -134,19 +139,19 @@ class SqliteFile:
         database.execute("COMMIT")
         if tables and found != kind:
             raise ConfigurationError(
-                f"{self._what} is another kind of database, and is left as it is: give another"
+                f"{self.name} is another kind of database, and is left as it is: give another"
                 " folder, or move the file away"
             )
         if written > version:
             raise ConfigurationError(
-                f"{self._what} was written by a newer version of this package (format {written},"
+                f"{self.name} was written by a newer version of this package (format {written},"
                 f" and {version} is the newest that is known here), and is left as it is: use that"
                 " version, or move the file away"
             )
         (state,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if state != "ok":
             raise ConfigurationError(
-                f"{self._what} is damaged ({quoted(state, 200)}), and is left as it is: restore it,"
+                f"{self.name} is damaged ({quoted(state, 200)}), and is left as it is: restore it,"
                 " or move it away and do without what it contains"
             )
         database.execute("PRAGMA journal_mode=WAL")
@@ -155,7 +160,8 @@ class SqliteFile:
         database.execute("PRAGMA wal_autocheckpoint=0")
         database.execute("BEGIN IMMEDIATE")
         if not tables:
-            database.execute(schema)
+            for statement in schema:
+                database.execute(statement)
         # Written each time, so that there is a log.
         database.execute(f"PRAGMA application_id={kind}")
         database.execute(f"PRAGMA user_version={version}")
@@ -167,6 +173,11 @@ class SqliteFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def file_name(what: str, path: Path) -> str:
+    """Return what a file is and where, for errors and log lines."""
+    return f"{what} {quoted(str(path), 1_000)}"
 
 
 def _reason(error: sqlite3.Error | OSError) -> str:

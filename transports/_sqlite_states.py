@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .._texts import quoted
-from ..errors import ConfigurationError, StateLost, StateNotWritten
+from ..errors import StateLost, StateNotWritten
 from ._envelope import Envelope
 from ._sqlite_file import SqliteFile
 from ._state_store import (
@@ -21,24 +20,25 @@ from ._state_store import (
     MessageIdentity,
     StateStore,
 )
+from ._stored_envelopes import read_stored, stored_fields
 
 __all__ = ["SqliteStates"]
 
 T = TypeVar("T")
 _KIND = 0x53505354
 _VERSION = 1
-_STATES = """CREATE TABLE state (
-    actor TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, changed REAL NOT NULL,
-    PRIMARY KEY (actor, key)
-) WITHOUT ROWID"""
-_HANDLED = (
-    """CREATE TABLE IF NOT EXISTS handled (
+_SCHEMA = (
+    """CREATE TABLE state (
+        actor TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, changed REAL NOT NULL,
+        PRIMARY KEY (actor, key)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE handled (
         n INTEGER PRIMARY KEY AUTOINCREMENT, actor TEXT NOT NULL, name BLOB, digest BLOB,
         at REAL NOT NULL, settled INTEGER NOT NULL, outputs BLOB
     )""",
-    """CREATE UNIQUE INDEX IF NOT EXISTS handled_message ON handled (name, digest)
+    """CREATE UNIQUE INDEX handled_message ON handled (name, digest)
         WHERE name IS NOT NULL""",
-    "CREATE INDEX IF NOT EXISTS handled_unsettled ON handled (n) WHERE NOT settled",
+    "CREATE INDEX handled_unsettled ON handled (n) WHERE NOT settled",
 )
 _DECODER = msgspec.msgpack.Decoder(tuple[Envelope, ...])
 
@@ -54,17 +54,9 @@ class SqliteStates(StateStore):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._name = f"the file of states {quoted(str(path), 1_000)}"
         self._file = SqliteFile(
-            path, kind=_KIND, version=_VERSION, schema=_STATES, what="the file of states"
+            path, kind=_KIND, version=_VERSION, schema=_SCHEMA, what="the file of states"
         )
-
-        def create(database: sqlite3.Connection) -> None:
-            for statement in _HANDLED:
-                database.execute(statement)
-
-        self._read(create)
 
     def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, bytes]:
         """See `StateStore.load`."""
@@ -106,8 +98,8 @@ class SqliteStates(StateStore):
         except (sqlite3.Error, OSError) as error:
             # What was written can be read here, and may not be there after a loss of power.
             raise StateLost(
-                f"{self._name} cannot be synchronised with its disk ({error}), so it is unknown"
-                " what of it would survive: check the disk, and start again"
+                f"{self._file.name} cannot be synchronised with its disk ({error}), so it is"
+                " unknown what of it would survive: check the disk, and start again"
             ) from error
         return numbers
 
@@ -151,21 +143,15 @@ class SqliteStates(StateStore):
 
     def _not_written(self, error: sqlite3.Error) -> StateNotWritten:
         if SqliteFile.is_full(error):
-            text = f"there is no room on the disk for {self._name} ({error}): make room"
+            text = f"there is no room on the disk for {self._file.name} ({error}): make room"
         else:
-            text = f"{self._name} cannot be used: {error}; check the disk"
+            text = f"{self._file.name} cannot be used: {error}; check the disk"
         return StateNotWritten(text)
 
     def _decoded(self, outputs: bytes | None) -> tuple[Envelope, ...]:
         if outputs is None:
             return ()
-        try:
-            return _DECODER.decode(outputs)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"{self._name} has a message that cannot be read ({error}), and is left as it is:"
-                " restore it, or move it away and do without what it contains"
-            ) from error
+        return read_stored(_DECODER, outputs, self._file.name)
 
 
 def _write(
@@ -207,15 +193,4 @@ def _bytes(key: str) -> bytes:
 
 
 def _encoded(envelopes: Sequence[Envelope]) -> bytes:
-    return msgspec.msgpack.encode([_fields(envelope) for envelope in envelopes])
-
-
-def _fields(envelope: Envelope) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        name: value
-        for name, value in msgspec.structs.asdict(envelope).items()
-        if value is not None and value is not False
-    }
-    # A mapping of any kind.
-    fields["headers"] = dict(envelope.headers)
-    return fields
+    return msgspec.msgpack.encode([stored_fields(envelope) for envelope in envelopes])

@@ -1,0 +1,47 @@
+"""Envelopes as bytes in files that outlive the program."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..errors import ConfigurationError
+from ._envelope import Envelope
+
+__all__ = ["read_stored", "stored_fields"]
+
+T = TypeVar("T")
+
+
+def stored_fields(envelope: Envelope) -> dict[str, Any]:
+    """Return what there is to store of an envelope, in types that every format has."""
+    fields: dict[str, Any] = {
+        name: value
+        for name, value in msgspec.structs.asdict(envelope).items()
+        if value is not None and value is not False
+    }
+    # A mapping of any kind.
+    fields["headers"] = dict(envelope.headers)
+    return fields
+
+
+def read_stored(decoder: msgspec.msgpack.Decoder[T], data: bytes, where: str, which: str = "") -> T:
+    """Return what was stored.
+
+    Args:
+        decoder: for what it is.
+        data: as it was stored.
+        where: the file, in words.
+        which: which of its messages, for the error.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{where} has a message that cannot be read ({which}{error}), and is left as it is:"
+            " restore it, or move it away and do without what it contains"
+        ) from error
