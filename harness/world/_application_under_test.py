@@ -14,8 +14,8 @@ from ...errors import ConfigurationError, ConnectFailed
 from ...runtime.application._application import DistributedApplication, runs_of
 from ...runtime.application._lifecycle import Run
 from ...runtime.hosting._lane import Lane
-from ...transports._memory_states import MemoryStates
 from ..loop._tasks_and_timers import OWNER
+from ._memory_states import MemoryStates
 
 if TYPE_CHECKING:
     from ._world import World

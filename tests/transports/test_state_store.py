@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from spa_dat.errors import ConfigurationError, StateLost, StateNotWritten
+from spa_dat.harness.world._memory_states import MemoryStates
 from spa_dat.transports import Envelope
-from spa_dat.transports._memory_states import MemoryStates
 from spa_dat.transports._sqlite_states import SqliteStates
 from spa_dat.transports._state_store import (
     SECONDS_HANDLED,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ._envelope import Envelope
-from ._state_store import (
+from ...transports import Envelope
+from ...transports._state_store import (
     MOST_HANDLED,
     SECONDS_HANDLED,
     Change,
