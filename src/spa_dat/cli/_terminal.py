@@ -42,13 +42,14 @@ QUIET = "dim"
 
 def is_terminal(stream: TextIO | None) -> bool:
     """Return whether a stream is a terminal that shows colours."""
-    if stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return False
     try:
-        return stream.isatty()
+        # First: it costs least, and each message that `listen` shows asks.
+        if stream is None or not stream.isatty():
+            return False
     except ValueError:
         # It is closed.
         return False
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def console_of(stream: TextIO) -> Console:
