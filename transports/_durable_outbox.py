@@ -452,12 +452,13 @@ class DurableOutbox(DelegatingBus):
 
     def _refused(self, row: Row, error: BaseException) -> None:
         self._stats["outbox.refused"] += 1
-        _log.error(
+        self._limited_log.error(
             "the message %s to %s in the outbox file is refused for good, and dropped: %s: %s",
             quoted(row.envelope.id),
             quoted(row.envelope.topic),
             error_name(error),
             describe(error),
+            kind=error_name(error),
         )
         self._forget(row)
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..._environment import Environment
+from ..._limited_log import LimitedLog
 from ..._logs import get_logger
+from ..._texts import describe
 from ...errors import ActorStopped, StateLost
 from ...transports import Delivery, DeliveryState, on_outcome
 from ...transports._state_store import Change, Handled, MessageIdentity, StateStore
@@ -64,6 +66,9 @@ class DurableStates:
         environment: the clock.
         fatal: called with what makes it impossible to go on.
         inline: whether to work in the event loop instead of a thread, so that virtual time repeats.
+
+    Attributes:
+        log: where what is wrong with many messages is logged.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class DurableStates:
         self._sent: list[int] = []
         self._working: asyncio.Future[None] | None = None
         self._problem: BaseException | None = None
+        self.log = LimitedLog(_log)
         self._trimmed = self._loop.time()
 
     async def open(self, connections: Mapping[str, BusConnection]) -> None:
@@ -104,7 +110,7 @@ class DurableStates:
         for handled in unsent:
             connection = connections.get(handled.actor)
             if connection is None:
-                _log.warning(
+                self.log.warning(
                     "actor %r has left %d messages that were not sent, and is not there any more",
                     handled.actor,
                     len(handled.outputs),
@@ -276,7 +282,8 @@ class _Sending:
         error = None if post.cancelled() else post.exception()
         if post.cancelled() or error is not None:
             self._failed = True
-            _log.warning("a message that an earlier run has left was not sent: %s", error)
+            why = "the bus was closed" if error is None else describe(error)
+            self._states.log.warning("a message that an earlier run has left was not sent: %s", why)
         if not self._left and not self._failed:
             self._states.sent(self._number)
 
@@ -301,6 +308,6 @@ def _last(store: StateStore, sent: Sequence[int]) -> None:
         if sent:
             store.commit((), sent)
     except Exception as error:  # noqa: BLE001 (it is done again after the next start)
-        _log.warning("what was sent could not be noted: %s", error)
+        _log.warning("what was sent could not be noted: %s", describe(error))
     finally:
         store.close()
