@@ -406,13 +406,9 @@ class KeyedHost:
         surplus = self.keys - len(self._leaving) - hot
         if surplus <= 0:
             return
+        now = self._loop.time()
         for cell in _first(resting, surplus):
-            del resting[cell]
-            if self.is_at_rest(cell):
-                self.let_go(cell)
-            elif cell.stage is _IDLE:
-                # Not settled yet: its turn comes again.
-                resting[cell] = self._loop.time()
+            self._let_go_if_settled(resting, cell, now)
         if self.keys - len(self._leaving) > hot and resting and self._timer is None:
             self._timer = self._loop.call_later(_LOOK_AGAIN, self._look)
 
@@ -426,16 +422,20 @@ class KeyedHost:
             for cell, since in tuple(resting.items()):
                 if since + idle > now:
                     break
-                del resting[cell]
-                if self.is_at_rest(cell):
-                    self.let_go(cell)
-                elif cell.stage is _IDLE:
-                    resting[cell] = now
+                self._let_go_if_settled(resting, cell, now)
         if hot is not None:
             self._make_room(hot)
         if idle is not None and resting and self._timer is None:
             first = next(iter(resting.values()))
             self._timer = self._loop.call_at(first + idle, self._look)
+
+    def _let_go_if_settled(self, resting: dict[KeyCell, float], cell: KeyCell, now: float) -> None:
+        del resting[cell]
+        if self.is_at_rest(cell):
+            self.let_go(cell)
+        elif cell.stage is _IDLE:
+            # Not settled yet: its turn comes again.
+            resting[cell] = now
 
 
 def _first(resting: Mapping[KeyCell, float], number: int) -> list[KeyCell]:

@@ -12,13 +12,7 @@ import msgspec
 from ..._texts import quoted
 from ...actors import refuse_unrun
 from ...errors import ConfigurationError
-from ...transports import (
-    Envelope,
-    SocketProvider,
-    Surroundings,
-    TopicFilter,
-    TopicTrie,
-)
+from ...transports import Envelope, SocketProvider, Surroundings, TopicFilter, TopicTrie
 from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec
 from ._bus_connection import BusConnection
