@@ -31,6 +31,7 @@ from ._outbox import (
     OutboxEntry,
     on_failure,
     on_outcome,
+    payload_too_large,
     size_of,
 )
 from ._reconnect import Backoff
@@ -104,6 +105,7 @@ __all__ = [
     "on_outcome",
     "opened",
     "parked",
+    "payload_too_large",
     "reply_prefix",
     "size_of",
     "without_payload",

@@ -16,7 +16,6 @@ from .._logs import get_logger
 from .._texts import describe, error_name, quoted
 from ..errors import (
     ConfigurationError,
-    MessageTooLarge,
     OutboxFull,
     PublishNotSent,
     PublishUnknown,
@@ -27,7 +26,7 @@ from ._connect_failures import not_outage
 from ._contract import Bus, SocketProvider, Surroundings
 from ._delegating_bus import DelegatingBus
 from ._envelope import REPLY_HEADER, Envelope
-from ._outbox import on_outcome, size_of
+from ._outbox import on_outcome, payload_too_large, size_of
 from ._outbox_file import OUTBOX_FILE, Row, Rows, RowStatus, row_of
 from ._outbox_options import OutboxFile
 from ._sqlite_file import SqliteFile, file_name
@@ -251,11 +250,7 @@ class DurableOutbox(DelegatingBus):
     def _accepted(self, envelope: Envelope, recorded: asyncio.Future[None]) -> Row:
         """Return a message as it is to be written; raise what the bus would."""
         if len(envelope.payload) > self.max_payload:
-            raise MessageTooLarge(
-                f"the payload for {envelope.topic!r} has {len(envelope.payload)} bytes, and"
-                f" {self.max_payload} are allowed: send less, or raise the option 'max_payload'"
-                " if the broker allows it"
-            )
+            raise payload_too_large(envelope, self.max_payload)
         self._check_message(envelope)
         if envelope.qos != 1:
             raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from .._limited_log import LimitedLog
 from .._logs import get_logger
 from .._texts import quoted
-from ..errors import OutboxFull, PublishNotSent, PublishUnknown
+from ..errors import MessageTooLarge, OutboxFull, PublishNotSent, PublishUnknown
 from ._connect_failures import not_outage
 from ._envelope import Envelope
 
@@ -23,6 +23,7 @@ __all__ = [
     "OutboxEntry",
     "on_failure",
     "on_outcome",
+    "payload_too_large",
     "size_of",
 ]
 
@@ -173,6 +174,20 @@ def size_of(envelope: Envelope) -> int:
         if text is not None:
             texts += len(text)
     return len(envelope.payload) + (texts if texts > _FREE else 0)
+
+
+def payload_too_large(envelope: Envelope, most: int, who: str = "broker") -> MessageTooLarge:
+    """Return the error for a publish whose payload has more than ``most`` bytes.
+
+    Args:
+        envelope: the message.
+        most: what the bus allows.
+        who: has to allow more, too.
+    """
+    return MessageTooLarge(
+        f"the payload for {envelope.topic!r} has {len(envelope.payload)} bytes, and {most} are"
+        f" allowed: send less, or raise the option 'max_payload' if the {who} allows it"
+    )
 
 
 def on_failure(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..._texts import quoted
 from ...actors import refuse_unrun
-from ...errors import ConfigurationError, DecodeError, MessageTooLarge, RemoteError
-from ...transports import Envelope
+from ...errors import ConfigurationError, DecodeError, RemoteError
+from ...transports import Envelope, payload_too_large
 from ...transports._state_store import Change, identity_of
 from ..handling._argument_values import ProducerScope
 from ..messaging._socket import Socket
@@ -208,12 +208,9 @@ class _DurableSocket(KeyedSocket):
         turn: Turn | None = current_turn.get()
         if turn is None or not turn.active or turn.outputs is None:
             return False
-        size, most = len(envelope.payload), self._connection.bus.max_payload
-        if size > most:
-            raise MessageTooLarge(
-                f"the payload for {envelope.topic!r} has {size} bytes, and {most} are allowed: send"
-                " less, or raise the option 'max_payload' if the broker allows it"
-            )
+        most = self._connection.bus.max_payload
+        if len(envelope.payload) > most:
+            raise payload_too_large(envelope, most)
         self._connection.provider.check_message(envelope)
         self._connection.recorded(envelope)
         turn.outputs.append(envelope)

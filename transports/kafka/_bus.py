@@ -14,6 +14,7 @@ from .._connect_failures import ConnectProblem
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
+from .._outbox import payload_too_large
 from .._topics import reply_prefix
 from .._wire_formats import WireFormats
 from ._aiokafka_private import check_compression
@@ -251,11 +252,7 @@ class KafkaBus(Bus):
 
     def _encode(self, envelope: Envelope, *, parking: bool = False) -> Record:
         if len(envelope.payload) > self.max_payload:
-            raise MessageTooLarge(
-                f"the payload for {envelope.topic!r} has {len(envelope.payload)} bytes, and"
-                f" {self.max_payload} are allowed: send less, or raise the option 'max_payload'"
-                " if the cluster allows it"
-            )
+            raise payload_too_large(envelope, self.max_payload, "cluster")
         if envelope.qos not in (0, 1):
             raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
         if envelope.retain and not parking and not self._warned:

@@ -17,7 +17,7 @@ from ...errors import (
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
-from .._outbox import Outbox, OutboxEntry
+from .._outbox import Outbox, OutboxEntry, payload_too_large
 from .._topics import command_topic, reply_prefix
 from .._wire_formats import WireFormats
 from ._config import MqttConfig
@@ -295,11 +295,7 @@ class MqttBus(Bus):
 
     def _encode(self, envelope: Envelope) -> PublishPacket:
         if len(envelope.payload) > self.max_payload:
-            raise MessageTooLarge(
-                f"the payload for {envelope.topic!r} has {len(envelope.payload)} bytes, and"
-                f" {self.max_payload} are allowed: send less, or raise the option 'max_payload'"
-                " if the broker allows it"
-            )
+            raise payload_too_large(envelope, self.max_payload)
         check_message(envelope)
         self._outgoing.check(envelope)
         if envelope.qos not in (0, 1):
