@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import random
 import re
-import subprocess
-import sys
 import time
 from contextlib import AbstractContextManager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -34,6 +30,7 @@ from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.registration._specs import Spec
 from spa_dat.testing import Faults, Harness, explore
+from support.hash_seeds import output_with_hash_seed
 from support.machine import examples
 
 NUMBERS = range(5)
@@ -869,23 +866,10 @@ print(run(forwarding("lanes"), 5, Faults.all()))
 """
 
 
-def traces(hash_seed: str) -> bytes:
-    here = Path(__file__).parent
-    folders = [here, here.parent, here.parent.parent / "src", os.environ.get("PYTHONPATH")]
-    path = os.pathsep.join(str(folder) for folder in folders if folder)
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path},
-        capture_output=True,
-        check=True,
-    )
-    return done.stdout
-
-
 def test_the_same_seed_gives_the_same_trace_in_any_process() -> None:
-    first = traces("1")
+    first = output_with_hash_seed("1", _SCRIPT)
     assert first.count(b"\n") > 100
-    assert traces("2") == first
+    assert output_with_hash_seed("2", _SCRIPT) == first
 
 
 def test_topics_that_a_cluster_takes_for_the_same_are_refused() -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from spa_dat import Context, DistributedApplication, Socket, SyncSocket
 from spa_dat.testing import Faults, Harness
+from support.hash_seeds import output_with_hash_seed
 
 _PROGRAM = """
 import logging, sys
@@ -80,20 +77,7 @@ def trace(seed: int) -> str:
 
 
 def in_a_process(hash_seed: int, seeds: list[int]) -> str:
-    here = Path(__file__).parent
-    folders = [here, here.parent, here.parent.parent / "src", os.environ.get("PYTHONPATH")]
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, *map(str, seeds)],
-        env={
-            **os.environ,
-            "PYTHONHASHSEED": str(hash_seed),
-            "PYTHONPATH": os.pathsep.join(str(folder) for folder in folders if folder),
-        },
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    return done.stdout
+    return output_with_hash_seed(str(hash_seed), _PROGRAM, *map(str, seeds)).decode()
 
 
 @pytest.mark.deadline(300)

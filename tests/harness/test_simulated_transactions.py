@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +21,7 @@ from spa_dat.harness.kafka_cluster._partition_log import Log
 from spa_dat.harness.kafka_cluster._record_batches import encode_record
 from spa_dat.harness.loop._network import ServerConnection
 from spa_dat.testing import Faults, Harness
+from support.hash_seeds import output_with_hash_seed
 from support.simulated import SimulatedCluster
 from support.transactions import SimulatedBench, outcome, simulated_bench
 
@@ -480,20 +477,7 @@ print(Writer().run())
 """
 
 
-def trace_with(hash_seed: str) -> bytes:
-    here = Path(__file__).parent
-    folders = [here, here.parent, here.parent.parent / "src", os.environ.get("PYTHONPATH")]
-    path = os.pathsep.join(str(folder) for folder in folders if folder)
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": path},
-        capture_output=True,
-        check=True,
-    )
-    return done.stdout
-
-
 def test_transactions_do_not_depend_on_hash_values() -> None:
-    first = trace_with("1")
+    first = output_with_hash_seed("1", _SCRIPT)
     assert first.count(b"marker") >= 20
-    assert trace_with("2") == trace_with("3") == first
+    assert output_with_hash_seed("2", _SCRIPT) == output_with_hash_seed("3", _SCRIPT) == first

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -118,29 +118,21 @@ def test_a_forked_process_leaves_the_block_alone() -> None:
         assert app.sync_socket().request("double", 1, reply=int, timeout=30) == 2
 
 
-def test_an_interrupt_during_the_start_ends_it() -> None:
+def to_the_process() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def to_another_thread() -> None:
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("interrupt", [to_the_process, to_another_thread])
+def test_an_interrupt_during_the_start_ends_it(interrupt: Callable[[], None]) -> None:
     app = DistributedApplication("memory://", name="background", stop_timeout=0.1)
 
     @asynccontextmanager
     async def slow() -> AsyncIterator[None]:
-        os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.sleep(1000)
-        yield
-
-    @app.application("slow", ressources={"slow": slow})
-    async def handler(payload: int, slow: None) -> None: ...
-
-    with pytest.raises(KeyboardInterrupt), app:
-        pytest.fail("it has not started")
-    assert "spa_dat background" not in threads()
-
-
-def test_an_interrupt_that_another_thread_gets_during_the_start_ends_it() -> None:
-    app = DistributedApplication("memory://", name="background", stop_timeout=0.1)
-
-    @asynccontextmanager
-    async def slow() -> AsyncIterator[None]:
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        interrupt()
         await asyncio.sleep(1000)
         yield
 
