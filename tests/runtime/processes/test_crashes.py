@@ -214,8 +214,8 @@ async def test_a_process_that_ends_beside_its_messages_is_replaced(
     told = add_worker(app)
     async with app:
         pid = await pid_told(app, told)
-        # It tells before its handler has ended.
-        await eventually(lambda: app.stats["messages.handled"] == 1)
+        # It tells before its handler has ended; what it told was a message, too.
+        await eventually(lambda: app.stats["messages.handled"] == 2)
         os.kill(pid, signal.SIGKILL)
         assert await pid_told(app, told) != pid
         assert app.stats["messages.failed"] == 0
@@ -251,7 +251,7 @@ async def test_a_process_that_cannot_be_replaced_at_the_moment_is_replaced_later
     told = add_worker(app)
     async with app:
         pid = await pid_told(app, told)
-        await eventually(lambda: app.stats["messages.handled"] == 1)
+        await eventually(lambda: app.stats["messages.handled"] == 2)
         with monkeypatch.context() as lacking:
             lack(lacking)
             files = len(os.listdir("/proc/self/fd"))
