@@ -41,7 +41,7 @@ from aiokafka.consumer.subscription_state import (
 )
 from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.partitioner import murmur2
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator, MessageBatch
 from aiokafka.producer.sender import Sender
 from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.protocol.admin import (
@@ -95,6 +95,7 @@ __all__ = [
     "fetching_ends",
     "find_topics",
     "forget_topic",
+    "guard_transactions",
     "hosts_of",
     "is_assigned",
     "is_connected",
@@ -114,11 +115,13 @@ __all__ = [
     "rejoin",
     "renounce_numbers",
     "retire_producer",
+    "sees_topic",
     "separate_fetches",
     "set_longest_fetch",
     "stop_consumer",
     "stop_waiting_for_metadata",
     "traffic",
+    "transaction_failure",
     "try_connection",
     "wake_fetching",
     "watch_topics",
@@ -174,6 +177,7 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
     (BatchBuilder, ("append", "record_count")),
     (ConsumerProtocol, ("ASSIGNMENT",)),
     (Fetcher, ("_create_fetch_waiter", "_notify", "error_future")),
+    (MessageAccumulator, ("fail_all",)),
     (
         GroupCoordinator,
         (
@@ -188,11 +192,14 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
     (SubscriptionState, ("fetch_context", "is_assigned", "subscription")),
     (_DefaultRecordBatchPy, ("_read_msg", "validate_crc")),
     (codec, ("has_gzip", "has_lz4", "has_snappy", "has_zstd")),
-    (Sender, ("sender_task",)),
+    (Sender, ("_send_produce_req", "sender_task")),
     (TopicPartitionState, ("has_valid_position", "position")),
-    (TransactionManager, ("increment_sequence_number",)),
+    (
+        TransactionManager,
+        ("error_transaction", "fatal_error", "increment_sequence_number"),
+    ),
 )
-_PRODUCER_STATE = ("_closed", "_sender", "_txn_manager", "client")
+_PRODUCER_STATE = ("_closed", "_message_accumulator", "_sender", "_txn_manager", "client")
 # A client has them as private attributes of the same names.
 _CONNECTION_OPTIONS = (
     "client_id",
@@ -252,7 +259,10 @@ _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
             "generation",
         ),
     ),
+    (MessageAccumulator, ("_batches",)),
+    (MessageBatch, ("_drain_waiter",)),
     (NoGroupCoordinator, ("_reset_committed_task",)),
+    (TransactionManager, ("_transaction_waiter",)),
 )
 _METADATA, _WITH_IDS = 3, 10
 _NO_ID = b"\0" * 16
@@ -1329,3 +1339,57 @@ def retire_producer(producer: Any) -> asyncio.Future[Any] | None:
 def renounce_numbers(producer: Any, place: TopicPartition, count: int) -> None:
     """Take back the sequence numbers of the last ``count`` records of the partition."""
     producer._txn_manager.increment_sequence_number(place, -count)
+
+
+def guard_transactions(producer: Any) -> None:
+    """Make a transactional producer look at the failures that the library itself drops.
+
+    To be called before its start. A sender that ends outside of a transaction would raise where
+    nobody can catch it, and asyncio would complain of errors that nobody has looked at.
+    """
+    manager, accumulator, sender = (
+        producer._txn_manager,
+        producer._message_accumulator,
+        producer._sender,
+    )
+    manager._transaction_waiter = asyncio.get_running_loop().create_future()
+    fail_all, request = accumulator.fail_all, sender._send_produce_req
+
+    def looking(fail: Callable[[BaseException], None]) -> Callable[[BaseException], None]:
+        def failing(error: BaseException) -> None:
+            fail(error)
+            manager._transaction_waiter.exception()
+
+        return failing
+
+    manager.error_transaction = looking(manager.error_transaction)
+    manager.fatal_error = looking(manager.fatal_error)
+
+    def failing_all(error: BaseException) -> None:
+        batches = [batch for batches in accumulator._batches.values() for batch in batches]
+        fail_all(error)
+        for batch in batches:
+            if batch._drain_waiter.done():
+                batch._drain_waiter.exception()
+
+    async def requesting(*args: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await request(*args)
+
+    accumulator.fail_all = failing_all
+    sender._send_produce_req = requesting
+
+
+def transaction_failure(producer: Any) -> BaseException | None:
+    """Return why the current transaction of a producer cannot be committed any more, if so."""
+    waiter: asyncio.Future[Any] = producer._txn_manager._transaction_waiter
+    return waiter.exception() if waiter.done() and not waiter.cancelled() else None
+
+
+def sees_topic(client: Any, name: str) -> int:
+    """Have a client look after a topic; return how many partitions of it are known."""
+    if name not in client._topics:
+        client.add_topic(name)
+    return len(client.cluster.partitions_for_topic(name) or ())

@@ -23,7 +23,7 @@ from .._errors import (
 from .._partitioner import hash_of
 from .._records import Record
 
-__all__ = ["PartitionQueue", "QueueOwner", "TopicQueue", "blames_records"]
+__all__ = ["REFUSED_FOR_ALL", "PartitionQueue", "QueueOwner", "TopicQueue", "blames_records"]
 
 _log = get_logger(__name__)
 
@@ -41,14 +41,14 @@ _REFUSED_FOR_A_RECORD = (
     kafka.PolicyViolationError,
     InvalidRecordError,
 )
-# Nothing of such a batch is appended, whatever it contains.
-_REFUSED_FOR_ALL = (
+REFUSED_FOR_ALL = (
     kafka.TopicAuthorizationFailedError,
     kafka.ClusterAuthorizationFailedError,
     kafka.InvalidTopicError,
     kafka.InvalidRequiredAcksError,
     UnsupportedCompressionError,
 )
+"""Answers about a batch of which nothing is appended, whatever it contains."""
 # The producer is of no more use, and the records are not to blame.
 _PRODUCER_LOST = (
     kafka.ProducerFenced,
@@ -295,7 +295,7 @@ class PartitionQueue:
         if type(error) is kafka.UnknownError:
             # The library has one name for all codes that it does not know.
             error = error_for(self._owner.last_refusal(self.name, self.partition))
-        if isinstance(error, _REFUSED_FOR_ALL):
+        if isinstance(error, REFUSED_FOR_ALL):
             self._owner.take_back(self.name, self.partition, len(entries))
             self._refuse(entries, error)
         elif isinstance(error, _REFUSED_FOR_A_RECORD):

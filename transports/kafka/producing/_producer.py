@@ -24,14 +24,13 @@ from .._aiokafka_private import (
     overhear,
     producer_tasks,
     renounce_numbers,
-    retire_producer,
-    stop_waiting_for_metadata,
 )
 from .._client_options import common_options, renewed_options
 from .._config import KafkaConfig
 from .._errors import translate
 from .._reachability import Reachability
 from .._records import Record
+from ._closing import close_producer
 from ._partition_queue import PartitionQueue, TopicQueue
 from ._topic_creation import Topics
 
@@ -46,7 +45,7 @@ _UNKNOWN_AFTER = 3.0
 # What a stranger's request takes of the window is not free before its reply has gone.
 _NO_REPLY_TOPIC_AFTER = 0.5
 _LOOK_AGAIN, _LOOK_AGAIN_FOR_REPLIES = 0.1, 0.25
-_CLOSE_TIMEOUT, _SETTLE_TIMEOUT = 2.0, 5.0
+_SETTLE_TIMEOUT = 5.0
 _NO_LEADER, _LEADERLESS = -1, kafka.LeaderNotAvailableError.errno
 
 
@@ -192,27 +191,12 @@ class Producer:
     async def close(self) -> None:
         """End it at once. Never raises; bounded in time."""
         self._open = False
-        client = self._library.client
         tasks: list[asyncio.Future[Any]]
         tasks = [task for topic in self._topic_queues.values() for task in topic.tasks()]
         tasks += self._finding.values()
         for task in tasks:
             task.cancel()
-        sender = retire_producer(self._library)
-        closing = asyncio.ensure_future(client.close())
-        ending = [closing] if sender is None else [sender, closing]
-        tasks += ending
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _CLOSE_TIMEOUT
-        while tasks and loop.time() < deadline:
-            _, left = await asyncio.wait(tasks, timeout=0.02)
-            tasks = list(left)
-            stop_waiting_for_metadata(client)
-        for task in tasks:
-            task.cancel()
-        for task in ending:
-            if task.done() and not task.cancelled():
-                task.exception()
+        await close_producer(self._library, tasks)
 
     # Publishing.
 
