@@ -7,7 +7,7 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ...actors import leave_process
 from ..diagnostics._stacks import frames_of, place, users_part
@@ -22,6 +22,7 @@ __all__ = ["HandlerCaller", "RunningCode"]
 
 _REST = 1.0
 
+T = TypeVar("T")
 _Outcome = tuple[Any, BaseException | None]
 
 
@@ -91,10 +92,22 @@ class HandlerCaller:
         function = self._functions(instance)[index]
         if not self._handlers[index].injection.is_async:
             return self.thread.call(function, arguments)
-        call: Awaitable[Any] = function(**arguments)
+        return self.cut_off_at_deadline(function(**arguments), "the handler")
+
+    def cut_off_at_deadline(self, call: Awaitable[T], what: str) -> Awaitable[T]:
+        """Return what awaits a call, and cuts it off when it takes longer than the deadline.
+
+        Args:
+            call: to be awaited.
+            what: what is called, for the error.
+
+        Raises:
+            TimeoutError: it took longer.
+            Exception: whatever it raises.
+        """
         if self._deadline is None:
             return call
-        return self._cut_off(call, asyncio.get_running_loop().time() + self._deadline)
+        return self._cut_off(call, asyncio.get_running_loop().time() + self._deadline, what)
 
     def undecodable(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
         """Do nothing: there is no middleware to be told of a message that no handler gets."""
@@ -117,11 +130,11 @@ class HandlerCaller:
             self._bound_to = instance
         return self._bound
 
-    async def _cut_off(self, call: Awaitable[Any], until: float) -> Any:
+    async def _cut_off(self, call: Awaitable[Any], until: float, what: str = "the handler") -> Any:
         # In a task of its own: code that swallows its cancellation must not block the actor.
         running = self._running = asyncio.ensure_future(_contained(call, self._name))
         try:
-            result, error = await self._within(running, until)
+            result, error = await self._within(running, until, what)
         finally:
             if running.done():
                 self._running = None
@@ -131,7 +144,7 @@ class HandlerCaller:
             raise error
         return result
 
-    async def _within(self, running: asyncio.Task[_Outcome], until: float) -> _Outcome:
+    async def _within(self, running: asyncio.Task[_Outcome], until: float, what: str) -> _Outcome:
         left = max(0.0, until - asyncio.get_running_loop().time())
         try:
             done, _ = await asyncio.wait((running,), timeout=left)
@@ -140,7 +153,7 @@ class HandlerCaller:
             running.cancel()
             done, _ = await asyncio.wait((running,), timeout=_REST)
             self._stats["messages.cut_off"] += 1
-            text = f"the handler took longer than its deadline of {self._deadline:g} s"
+            text = f"{what} took longer than its deadline of {self._deadline:g} s"
             if not done:
                 where = place(frames_of(running)) or "its code"
                 self._stats["actors.abandoned"] += 1

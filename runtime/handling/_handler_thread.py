@@ -71,11 +71,20 @@ class HandlerThread:
         self._left_open: list[LeftAlone] = []
 
     def start(self) -> None:
-        """Start the thread, if a handler needs one and it is not running."""
+        """Start the thread, if a handler needs one and it is not running. Raises ActorStopped."""
         if self._worker is None and any(
             not handler.injection.is_async for handler in self._handlers
         ):
+            if self._stopped:
+                raise ActorStopped(f"the thread of {self._name!r} has stopped")
             self._worker = ThreadWorker(self._name)
+
+    def rest(self) -> None:
+        """End the thread if it has nothing to do and nothing open; the next call starts another."""
+        worker = self._worker
+        if worker is not None and not worker.busy and self._opened is None:
+            self._worker = None
+            worker.abandon()
 
     async def stop(self, timeout: float) -> bool:
         """End the thread when its call has ended; return whether it did within ``timeout`` seconds.
@@ -202,7 +211,8 @@ class HandlerThread:
         return [where for where in places if where is not None]
 
     def abandon(self) -> None:
-        """Abandon the thread, which cannot be stopped from outside."""
+        """Abandon the thread, which cannot be stopped from outside, for good."""
+        self._stopped = True
         if self._worker is not None:
             self._give_up(self._worker)
 
@@ -233,6 +243,7 @@ class HandlerThread:
 
     async def run(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call a function without a deadline, in the actor's thread if it has one."""
+        self.start()
         worker = self._worker
         called = function(*args) if worker is None else await worker.run(function, *args)
         return await _awaited(called)
@@ -244,6 +255,7 @@ class HandlerThread:
             TimeoutError: it took longer.
             Exception: whatever the handler raises.
         """
+        self.start()
         assert self._worker is not None
         deadline = self._deadline
         if deadline is None:

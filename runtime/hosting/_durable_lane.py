@@ -79,7 +79,7 @@ class DurableLane(KeyedLane):
         if not self.host.is_class:
             cell.keep(state)
             return
-        instance = self.spec.factory()
+        instance = self._new_instance()
         setattr(instance, STATE, state)
         cell.keep(UNSET, instance)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ class KeyedHost:
         is_class: whether a class was registered, of which each key has an instance.
         activates: whether it has an ``on_activate``.
         passivates: whether it has an ``on_passivate``.
+        making_timers: held while a key gets timers.
 
     Args:
         runner: the runner of the actor.
@@ -63,7 +65,7 @@ class KeyedHost:
         self.is_class = isinstance(spec.source, type)
         self.activates = "on_activate" in spec.hooks
         self.passivates = "on_passivate" in spec.hooks
-        self._free = options.places
+        self._free = self._places = options.places
         # Lanes that were told of work and have not taken it yet; each has a place.
         self._assigned = 0
         self._idle: list[KeyedLane] = []
@@ -71,6 +73,7 @@ class KeyedHost:
         self._paused = False
         self._stopping = False
         self._loop = asyncio.get_running_loop()
+        self.making_timers = threading.Lock()
         self._spawned_with: tuple[RestartPolicy, Mapping[str, Any]] | None = None
         # The cells at rest, least recently used first, with loop times; only if some may go.
         self._resting: dict[KeyCell, float] | None = None
@@ -256,6 +259,9 @@ class KeyedHost:
             # Nobody else may be left for it.
             self._assigned += 1
             return True
+        if len(self._idle) >= self._places:
+            # They were more because some waited, and will not be soon again.
+            lane.rest()
         self._idle.append(lane)
         if lane.has_place:
             self.give_place(lane)

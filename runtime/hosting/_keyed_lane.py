@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..._environment import Environment
 from ..._limited_log import LimitedLog
 from ..._logs import ActorLog
-from ..._texts import describe, quoted
+from ..._texts import quoted, reason_of
 from ...actors import Actor, Mailbox, refuse_unrun, run_apart
 from ...transports import Delivery, DeliveryState, Envelope
 from ..handling._argument_values import ProducerScope
@@ -27,7 +26,7 @@ from ..routing._router import Router
 from ._keyed_mailbox import UNSET, KeyCell
 from ._lane import Lane
 from ._message_source import WorkSource, processor_of
-from ._timers import ScheduledCall, Timers
+from ._timers import ScheduledCall
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
@@ -58,6 +57,10 @@ LEAVE = _Leave()
 STATE = "state"
 """The attribute of an instance that has the state of its key."""
 _INACTIVE = _Inactive()
+_at_work_on: ContextVar[tuple[KeyedLane, object] | None] = ContextVar(
+    "spa_dat_beside_messages", default=None
+)
+"""In a scheduled call or an `on_passivate` of a key: its lane, and an object that stands for it."""
 
 
 class KeyedSource:
@@ -234,7 +237,7 @@ class KeyedLane(Lane):
         if not self.host.activates:
             return
         try:
-            await self._within_deadline(self._call_hook(cell, "on_activate"))
+            await self._within_deadline(self._call_hook(cell, "on_activate"), "on_activate")
         except BaseException:
             cell.reset()
             raise
@@ -242,10 +245,11 @@ class KeyedLane(Lane):
     async def passivate(self, cell: KeyCell) -> None:
         """Forget the state of a key, after its ``on_passivate``."""
         if self.host.passivates and cell.active:
-            current_turn.set(None)  # what it sends belongs to no message
+            self._begin_beside_messages(object())
             try:
-                await self._within_deadline(run_apart(self._call_hook, cell, "on_passivate"))
-            except (GeneratorExit, KeyboardInterrupt, SystemExit):
+                call = run_apart(self._call_hook, cell, "on_passivate")
+                await self._within_deadline(call, "on_passivate")
+            except GeneratorExit:
                 raise
             except BaseException as raised:
                 error = as_failure(raised)
@@ -253,7 +257,7 @@ class KeyedLane(Lane):
                 self.log.error(
                     "on_passivate of key %s failed: %s",
                     quoted(cell.key, 200),
-                    describe(error),
+                    reason_of(error),
                     exc_info=error,
                 )
                 self.failed("on_passivate", error)
@@ -267,9 +271,14 @@ class KeyedLane(Lane):
             result = await result
         refuse_unrun(result, "it")
 
-    async def _within_deadline(self, call: Coroutine[Any, Any, T]) -> T:
-        async with asyncio.timeout(self.options.deadline):
-            return await call
+    def _within_deadline(self, call: Awaitable[None], what: str) -> Awaitable[None]:
+        return self._caller.cut_off_at_deadline(call, what)
+
+    def _begin_beside_messages(self, work: object) -> None:
+        """Note that the lane is at something that belongs to no message, and what."""
+        current_turn.set(None)
+        self.item = work
+        _at_work_on.set((self, work))
 
     @property
     def trouble(self) -> str | None:
@@ -318,7 +327,7 @@ class KeyedLane(Lane):
         """Make a call that a key has scheduled, unless its state was forgotten since."""
         if cell.timers is None:
             return
-        current_turn.set(None)  # what it sends belongs to no message
+        self._begin_beside_messages(call)
         self.report_call(await cell.timers.run(call, self._thread.run))
 
     def route_of(self, route: Route) -> Route:
@@ -376,9 +385,16 @@ class KeyedLane(Lane):
         self, cell: KeyCell, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> ScheduledCall:
         """Schedule a call in a key, as `Context.later` does."""
-        if cell.timers is None:
-            cell.timers = Timers(_Box(self.host, cell))  # type: ignore[arg-type]
-        return cell.timers.schedule(delay, function, args)
+        # Code in the thread, and what it has left behind on the loop, may come at the same time.
+        with self.host.making_timers:
+            timers = cell.timers
+            if timers is None:
+                timers = cell.timers = self.timers.beside(_Box(self.host, cell))
+        return timers.schedule(delay, function, args)
+
+    def rest(self) -> None:
+        """End its thread until there is something to do in it."""
+        self._thread.rest()
 
     # Places.
 
@@ -424,6 +440,7 @@ class _Pauses(Pauses):
         """As of `Pauses`."""
         lane = self._lane
         item = lane.leave()
+        lane.rest()
         goes_on = await super().wait(seconds, router)
         if goes_on:
             await lane.come_back(item)
@@ -441,9 +458,12 @@ class KeyedSocket(Socket):
     def _request(self, *args: Any, **options: Any) -> Coroutine[Any, Any, list[Envelope]]:
         request = super()._request(*args, **options)
         turn = current_turn.get()
-        if turn is None or not turn.active or turn.delivery is None:
-            return request
-        return self._lane.away(request, turn.delivery)
+        if turn is None:
+            # A call may have the socket of another lane, whose handler has scheduled it.
+            lane, item = _at_work_on.get() or (None, None)
+        else:
+            lane, item = self._lane, turn.delivery if turn.active else None
+        return request if lane is None or item is None else lane.away(request, item)
 
 
 class _KeyScope(ProducerScope):
@@ -471,9 +491,9 @@ class _Box:
         """Whether nothing is accepted any more."""
         return self._host.mailbox.closed
 
-    def force(self, call: ScheduledCall) -> None:
+    def force(self, item: Any) -> None:
         """Have a call made after everything that waits in its key."""
-        self._host.mailbox.put_last(self._cell, call)
+        self._host.mailbox.put_last(self._cell, item)
 
 
 class _KeyContext:

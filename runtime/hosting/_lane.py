@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -113,7 +114,7 @@ class Lane:
         self._caller = self._make_caller()
         self._thread = self._caller.thread
         self.running_code = RunningCode(self._caller, self._task)
-        self.timers = Timers(self.local)
+        self.timers = Timers(self.local, self._loop, threading.get_ident())
 
     def _make_work_source(self) -> WorkSource:
         if self.spec.kind == "producer":

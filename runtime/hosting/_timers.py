@@ -6,9 +6,9 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
-from ...actors import Mailbox, refuse_unrun, run_apart
+from ...actors import refuse_unrun, run_apart
 from ...errors import ConfigurationError
 from ..handling._failures_and_retries import as_failure
 from ..messaging._turn import carried_now, inherited
@@ -60,20 +60,35 @@ class ScheduledCall:
         self._timers.forget(self)
 
 
+class DueCalls(Protocol):
+    """Where calls go when they are due: a mailbox."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is accepted any more."""
+        ...
+
+    def force(self, item: Any) -> None:
+        """Accept a call."""
+        ...
+
+
 class Timers:
-    """The calls that one actor has scheduled. Made on the event loop, used from any thread.
+    """The calls that one actor has scheduled. Used from any thread.
 
     Args:
         mailbox: gets each `ScheduledCall` when it is due.
+        loop: the event loop of the actor.
+        thread: the thread that the loop runs in.
 
     Attributes:
         generation: a new object with each instance of the actor's class.
     """
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    def __init__(self, mailbox: DueCalls, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         self._mailbox = mailbox
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self._loop = loop
+        self._thread = thread
         self._waiting: dict[ScheduledCall, None] = {}
         self._stopped = False
         self.generation = object()
@@ -81,6 +96,10 @@ class Timers:
     def __len__(self) -> int:
         """Return how many calls are not due yet."""
         return len(self._waiting)
+
+    def beside(self, mailbox: DueCalls) -> Timers:
+        """Return timers of the same event loop for another mailbox."""
+        return Timers(mailbox, self._loop, self._thread)
 
     def schedule(
         self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]

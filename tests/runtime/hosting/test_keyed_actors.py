@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import re
+import sys
 import threading
 import tracemalloc
 from collections import defaultdict, deque
@@ -33,7 +34,7 @@ from spa_dat.runtime.routing._routed_deliveries import Route
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Delivery, Envelope, TopicFilter
 from support.memory import Site
-from support.waiting import eventually
+from support.waiting import eventually, threads_have_left
 
 pytestmark = pytest.mark.virtual
 
@@ -283,6 +284,85 @@ def test_def_handlers_that_wait_for_other_keys_do_not_take_all_places() -> None:
         harness.settle()
         assert harness.request("ask/5", reply=str) == "b5"
         assert harness.time < 1
+
+
+@pytest.mark.parametrize("beside", ["later", "on_passivate"])
+def test_what_is_done_beside_messages_has_no_place_while_it_waits_for_a_reply(beside: str) -> None:
+    app = application()
+    replies: list[str] = []
+
+    async def ask(socket: Socket, key: str) -> None:
+        replies.append(await socket.request(f"keys/b{key}", reply=str, timeout=5))
+
+    class Keys(Actor):
+        per = "key"
+        concurrency = 2
+
+        async def on_passivate(self, key: str, socket: Socket) -> None:
+            if beside == "on_passivate" and not key.startswith("b"):
+                await ask(socket, key)
+
+        @on("keys/{key}")
+        async def handle(self, key: str, payload: bytes, context: Context, socket: Socket) -> str:
+            if beside == "later" and not key.startswith("b"):
+                context.later(1, ask, socket, key)
+            return key
+
+    app.add(Keys)
+    with Harness(app) as harness:
+        for number in range(6):
+            harness.publish(f"keys/{number}")
+        harness.advance(1)
+        for number in range(6):
+            harness.passivate("Keys", str(number))
+        harness.settle()
+        assert sorted(replies) == [f"b{number}" for number in range(6)]
+        # All places are there again.
+        harness.publish("keys/b0")
+        harness.publish("keys/b1")
+        harness.settle()
+        assert harness.time < 2
+
+
+async def test_keys_that_wait_or_have_waited_keep_no_threads() -> None:
+    app = application()
+    before = threading.active_count()
+
+    @app.application("work/{key}", per="key", concurrency=2, retry=ONCE)
+    def work(payload: bytes, context: Context) -> None:
+        if context.attempt == 1:
+            raise OSError("not yet")
+
+    def threads() -> int:
+        return threading.active_count() - before
+
+    async with app:
+        for number in range(50):
+            await app.socket().publish(f"work/{number}")
+        await eventually(lambda: app.stats["messages.failed"] == 50)
+        await threads_have_left(lambda: threads() == 0)
+        await eventually(lambda: app.stats["messages.handled"] == 50)
+        await threads_have_left(lambda: threads() <= 2)
+
+
+def test_calls_that_a_thread_handler_schedules_are_made_in_a_thread() -> None:
+    app = application()
+    calls: list[tuple[str, bool]] = []
+
+    @app.application("work/{key}", per="key", state=Truck)
+    def work(number: int, key: str, context: Context) -> None:
+        context.later(number, called, key, context)
+
+    def called(key: str, context: Context) -> None:
+        context.state.seen.append(1)
+        calls.append((key, threading.current_thread() is threading.main_thread()))
+
+    with Harness(app) as harness:
+        harness.publish("work/a", 2)
+        harness.publish("work/b", 1)
+        harness.advance(3)
+        assert harness.state("work", key="a").seen == [1]
+    assert calls == [("b", False), ("a", False)]
 
 
 def test_requests_made_side_by_side_leak_no_places() -> None:
@@ -543,6 +623,84 @@ def test_an_error_in_on_activate_fails_the_message_and_one_in_on_passivate_is_re
         harness.settle()
         assert harness.keys("Fleet") == []
         assert harness.stats["keys.passivation_failed"] == 1
+
+
+@pytest.mark.parametrize("hook", ["on_activate", "on_passivate"])
+def test_a_hook_that_does_not_end_at_its_deadline_is_given_up(hook: str) -> None:
+    app = application()
+    stuck: list[str] = []
+
+    async def call(name: str, key: str) -> None:
+        while name == hook and key == "stuck" and len(stuck) < 2:
+            try:
+                stuck.append(name)
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                await asyncio.get_running_loop().create_future()
+
+    class Fleet(Actor):
+        per = "truck"
+        concurrency = 1
+        deadline = 1
+        retry = RetryPolicy(attempts=3)
+
+        async def on_activate(self, truck: str) -> None:
+            await call("on_activate", truck)
+
+        async def on_passivate(self, truck: str) -> None:
+            await call("on_passivate", truck)
+
+        @on("fleet/{truck}")
+        async def position(self, number: int) -> None:
+            self.seen = number
+
+    app.add(Fleet)
+    with Harness(app) as harness:
+        harness.expect_failure(TimeoutError)
+        harness.publish("fleet/stuck", 1)
+        harness.publish("fleet/other", 1)
+        harness.settle()
+        harness.passivate("Fleet", "stuck")
+        harness.settle()
+        harness.publish("fleet/stuck", 2)
+        harness.publish("fleet/other", 2)
+        harness.settle()
+        assert harness.state("Fleet", key="stuck").seen == 2
+        assert harness.state("Fleet", key="other").seen == 2
+        assert harness.stats["actors.abandoned"] == (1 if hook == "on_passivate" else 2)
+        assert harness.stats["keys.passivation_failed"] == (1 if hook == "on_passivate" else 0)
+
+
+def test_an_exit_in_on_passivate_ends_the_application_and_the_other_keys_go(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = application()
+    gone: list[str] = []
+
+    class Fleet(Actor):
+        per = "truck"
+
+        async def on_passivate(self, truck: str) -> None:
+            gone.append(truck)
+            if truck == "a":
+                sys.exit(3)
+
+        @on("fleet/{truck}")
+        async def position(self, payload: bytes) -> None: ...
+
+    @app.producer()
+    async def feed(socket: Socket) -> None:
+        for truck in "abc":
+            await socket.publish(f"fleet/{truck}")
+        app.stop()
+
+    app.add(Fleet)
+    with pytest.raises(SystemExit) as ended:
+        app.run()
+    assert ended.value.code == 3
+    assert sorted(gone) == ["a", "b", "c"]
+    assert "on_passivate of key 'a' failed: SystemExit: 3" in caplog.text
+    assert "was not called" not in caplog.text
 
 
 def test_a_context_belongs_to_its_key_for_as_long_as_the_state_is_there() -> None:
