@@ -210,8 +210,8 @@ class KeyedHost:
         if cell.stage is not _IDLE:
             return
         if not cell.active:
-            if self.is_at_rest(cell):
-                self.mailbox.forget(cell)
+            # What is not settled yet keeps a state, and there is none.
+            self.mailbox.forget(cell)
         elif self._stopping:
             self._say_goodbye(cell)
         elif self._resting is not None:
@@ -265,6 +265,9 @@ class KeyedHost:
         self._idle.append(lane)
         if lane.has_place:
             self.give_place(lane)
+        else:
+            # What is left in its cell could be given to nobody while the lane was at it.
+            self.dispatch()
         return False
 
     # Places.

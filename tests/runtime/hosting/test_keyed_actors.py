@@ -728,6 +728,28 @@ def test_a_context_belongs_to_its_key_for_as_long_as_the_state_is_there() -> Non
             contexts["a"].later(1, print)
 
 
+@pytest.mark.virtual
+def test_what_waits_behind_a_retry_goes_on_after_a_crash_of_the_actor() -> None:
+    app = application()
+    seen: list[int] = []
+
+    @app.application("work/{key}", per="key", retry=RetryPolicy(attempts=3, first=5, factor=1))
+    async def work(number: int) -> None:
+        seen.append(number)
+        if seen == [0]:
+            raise ValueError("once")
+
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        for number in range(3):
+            harness.publish("work/a", number)
+        harness.advance(1)
+        assert seen == [0]
+        harness.restart_actor("work")
+        harness.settle()
+    assert seen == [0, 0, 1, 2]
+
+
 # Registration.
 
 
