@@ -19,6 +19,7 @@ from ._state_store import (
     Handled,
     MessageIdentity,
     StateStore,
+    StoredKey,
 )
 from ._stored_envelopes import read_stored, stored_fields
 
@@ -29,7 +30,7 @@ _KIND = 0x53505354
 _VERSION = 1
 _SCHEMA = (
     """CREATE TABLE state (
-        actor TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, changed REAL NOT NULL,
+        actor TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, revision INTEGER NOT NULL,
         PRIMARY KEY (actor, key)
     ) WITHOUT ROWID""",
     """CREATE TABLE handled (
@@ -58,17 +59,18 @@ class SqliteStates(StateStore):
             path, kind=_KIND, version=_VERSION, schema=_SCHEMA, what="the file of states"
         )
 
-    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, bytes]:
+    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, StoredKey]:
         """See `StateStore.load`."""
 
-        def select(database: sqlite3.Connection) -> dict[str, bytes]:
-            found: dict[str, bytes] = {}
+        def select(database: sqlite3.Connection) -> dict[str, StoredKey]:
+            found: dict[str, StoredKey] = {}
             for key in keys:
                 row = database.execute(
-                    "SELECT value FROM state WHERE actor = ? AND key = ?", (actor, _bytes(key))
+                    "SELECT value, revision FROM state WHERE actor = ? AND key = ?",
+                    (actor, _bytes(key)),
                 ).fetchone()
                 if row is not None:
-                    found[key] = row[0]
+                    found[key] = StoredKey(*row)
             return found
 
         return self._read(select)
@@ -87,7 +89,7 @@ class SqliteStates(StateStore):
                 return Handled(number, actor, self._decoded(outputs))
         return bool(rows)
 
-    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int]:
+    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int | None]:
         """See `StateStore.commit`."""
         try:
             numbers = self._file.transaction(lambda database: _write(database, changes, sent))
@@ -156,15 +158,14 @@ class SqliteStates(StateStore):
 
 def _write(
     database: sqlite3.Connection, changes: Sequence[Change], sent: Sequence[int]
-) -> list[int]:
-    numbers = []
+) -> list[int | None]:
+    numbers: list[int | None] = []
     for change in changes:
-        if change.state is not None:
-            database.execute(
-                "INSERT INTO state VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
-                " SET value = excluded.value, changed = excluded.changed",
-                (change.actor, _bytes(change.key), change.state, change.at),
-            )
+        where = change.actor, _bytes(change.key)
+        # This process alone writes the file, so only what is written over is compared.
+        if change.value is not None and _revision(database, where) != change.revision:
+            numbers.append(None)
+            continue
         name, digest = (
             (None, None) if change.message is None else (change.message.name, change.message.digest)
         )
@@ -174,8 +175,17 @@ def _write(
             " VALUES (?, ?, ?, ?, 0, ?)",
             (change.actor, name, digest, change.at, outputs),
         )
-        assert cursor.lastrowid is not None
-        numbers.append(cursor.lastrowid)
+        number = cursor.lastrowid
+        assert number is not None
+        numbers.append(number)
+        if change.value:
+            database.execute(
+                "INSERT INTO state VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+                " SET value = excluded.value, revision = excluded.revision",
+                (*where, change.value, number),
+            )
+        elif change.value is not None:
+            database.execute("DELETE FROM state WHERE actor = ? AND key = ?", where)
     if sent:
         database.executemany(
             "UPDATE handled SET settled = 1, outputs = NULL WHERE n = ?", [(n,) for n in sent]
@@ -185,6 +195,13 @@ def _write(
             "DELETE FROM handled WHERE n = ? AND name IS NULL", [(n,) for n in sent]
         )
     return numbers
+
+
+def _revision(database: sqlite3.Connection, where: tuple[str, bytes]) -> int:
+    row = database.execute(
+        "SELECT revision FROM state WHERE actor = ? AND key = ?", where
+    ).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _bytes(key: str) -> bytes:

@@ -17,6 +17,7 @@ __all__ = [
     "Handled",
     "MessageIdentity",
     "StateStore",
+    "StoredKey",
     "identity_of",
 ]
 
@@ -55,13 +56,27 @@ class Handled(msgspec.Struct, gc=False):
     outputs: tuple[Envelope, ...]
 
 
+class StoredKey(msgspec.Struct, frozen=True, gc=False):
+    """What a store has of a key.
+
+    Attributes:
+        value: as it was committed last.
+        revision: the number of the change that has written it.
+    """
+
+    value: bytes
+    revision: int
+
+
 class Change(msgspec.Struct, gc=False):
     """What one message has changed; kept as a whole, or not at all.
 
     Attributes:
         actor: the name of the actor.
         key: the key.
-        state: its new state; None if that is what it was.
+        revision: that of what was loaded of the key; 0 if there was nothing.
+        value: what there is of the key from now on, empty if that is nothing; None if it is what
+            it was.
         message: the message; None if it has no id, so that it cannot be known again.
         outputs: what it has published.
         at: when, in seconds since 1970.
@@ -69,7 +84,8 @@ class Change(msgspec.Struct, gc=False):
 
     actor: str
     key: str
-    state: bytes | None
+    revision: int
+    value: bytes | None
     message: MessageIdentity | None
     outputs: tuple[Envelope, ...]
     at: float
@@ -83,8 +99,8 @@ class StateStore(abc.ABC):
     """
 
     @abc.abstractmethod
-    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, bytes]:
-        """Return the states of those keys that have one."""
+    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, StoredKey]:
+        """Return what there is of those keys of which there is anything."""
 
     @abc.abstractmethod
     def find(self, message: MessageIdentity) -> Handled | bool:
@@ -94,11 +110,14 @@ class StateStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int]:
-        """Keep changes, all of them or none, and return their numbers.
+    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int | None]:
+        """Keep changes, all of them or none, and return their numbers, which grow.
+
+        A change whose key has another revision now than the one that was loaded is a conflict: the
+        number is None, and nothing of this change is kept, while the others are.
 
         Args:
-            changes: in the order in which their outputs are to be sent.
+            changes: in the order in which their outputs are to be sent, one of each key at most.
             sent: the numbers of earlier ones that are settled, whose outputs are done with.
 
         Raises:

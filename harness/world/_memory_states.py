@@ -12,6 +12,7 @@ from ...transports._state_store import (
     Handled,
     MessageIdentity,
     StateStore,
+    StoredKey,
 )
 
 __all__ = ["MemoryStates"]
@@ -21,13 +22,13 @@ class MemoryStates(StateStore):
     """Keeps states for as long as the object is there: longer than the application that uses it."""
 
     def __init__(self) -> None:
-        self._states: dict[tuple[str, str], bytes] = {}
+        self._states: dict[tuple[str, str], StoredKey] = {}
         self._handled: dict[int, tuple[MessageIdentity | None, float]] = {}
         self._numbers: dict[bytes, dict[bytes, int]] = {}
         self._unsettled: dict[int, tuple[str, tuple[Envelope, ...]]] = {}
         self._last = 0
 
-    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, bytes]:
+    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, StoredKey]:
         """See `StateStore.load`."""
         states = self._states
         return {key: states[actor, key] for key in keys if (actor, key) in states}
@@ -44,13 +45,20 @@ class MemoryStates(StateStore):
             else Handled(number, "", self._unsettled.get(number, ("", ()))[1])
         )
 
-    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int]:
+    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int | None]:
         """See `StateStore.commit`."""
-        numbers = []
+        numbers: list[int | None] = []
         for change in changes:
+            where = change.actor, change.key
+            stored = self._states.get(where)
+            if change.value is not None and change.revision != (stored.revision if stored else 0):
+                numbers.append(None)
+                continue
             self._last += 1
-            if change.state is not None:
-                self._states[change.actor, change.key] = change.state
+            if change.value:
+                self._states[where] = StoredKey(change.value, self._last)
+            elif change.value is not None:
+                self._states.pop(where, None)
             message = change.message
             self._handled[self._last] = (message, change.at)
             if message is not None:

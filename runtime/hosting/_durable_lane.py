@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..._texts import quoted
 from ...actors import refuse_unrun
 from ...errors import ConfigurationError, DecodeError, RemoteError
@@ -13,11 +15,12 @@ from ...transports import Envelope, payload_too_large
 from ...transports._state_store import Change, identity_of
 from ..handling._argument_values import ProducerScope
 from ..messaging._socket import Socket
-from ..messaging._turn import Turn, current_turn
+from ..messaging._turn import Effects, Turn, current_turn
 from ..options._retry_policy import Reject
 from ..payloads._codec import JSON, Decoder, encode_as
 from ..payloads._type_readers import type_name
 from ._durable_states import DurableStates
+from ._key_records import KeyRecord, read_record
 from ._keyed_lane import STATE, KeyedLane, KeyedSocket
 from ._keyed_mailbox import UNSET, KeyCell
 from ._timers import ScheduledCall
@@ -68,7 +71,7 @@ class DurableLane(KeyedLane):
             super()._make(cell)
             return
         try:
-            state = self._decoder.decode(cell.saved, JSON)
+            state = self._decoder.decode(cell.saved.state, JSON)
         except DecodeError as error:
             why = error.__cause__ or error
             raise DecodeError(
@@ -119,36 +122,44 @@ class DurableLane(KeyedLane):
         if known.reused:
             self.stats["messages.id_reused"] += 1
         if key is not None:
-            cell.saved = known.state
-        turn.outputs = []
+            stored = known.stored
+            cell.saved = None if stored is None else read_record(stored, key)
+        effects = turn.effects = Effects()
         try:
             result = await super().invoke(instance, index, arguments, scope)
             if result is not None:
                 refuse_unrun(result, self.handlers[index].injection.name)
             turn.refuse_failure()
-            state = self._changed(cell)
+            record: KeyRecord | None = None
+            value: bytes | None = b""
+            if not effects.deletes:
+                record = self._changed(cell)
+                value = None if record is None else record.as_bytes()
             # What was posted to other buses has to be there before the message counts as handled.
             if turn.posts:
                 await asyncio.gather(*turn.posts)
             change = Change(
                 self.actor_name,
                 cell.key,
-                state,
+                0 if cell.saved is None else cell.saved.revision,
+                value,
                 message,
-                tuple(turn.outputs),
+                tuple(effects.outputs),
                 self.environment.now(),
             )
             number = await self.away(self._committed(change), delivery)
         except BaseException:
-            turn.outputs = None
+            turn.effects = None
             self._undo(cell)
             raise
-        outputs, turn.outputs = turn.outputs, None
-        if state is not None:
-            cell.saved = state
+        turn.effects = None
+        if effects.deletes:
+            cell.reset()
+        elif record is not None:
+            cell.saved = msgspec.structs.replace(record, revision=number)
         # If there is no room for one, the message is tried again, found to be handled, and then all
         # of them are sent.
-        for envelope in outputs or ():
+        for envelope in effects.outputs:
             self.connection.post(envelope)
         self._states.clear_when_settled(number, delivery)
         return result
@@ -160,10 +171,10 @@ class DurableLane(KeyedLane):
     async def _committed(self, change: Change) -> int:
         return await self._states.commit(change)
 
-    def _changed(self, cell: KeyCell) -> bytes | None:
-        """Return the state of a key as it is to be kept; None if it is what is kept."""
+    def _changed(self, cell: KeyCell) -> KeyRecord | None:
+        """Return what is to be kept of a key; None if that is what is kept."""
         state = encode_as(self.host.state_of(cell), JSON)
-        if state == cell.saved:
+        if cell.saved is not None and state == cell.saved.state:
             return None
         size = len(state)
         if size > _MOST_STATE:
@@ -177,7 +188,30 @@ class DurableLane(KeyedLane):
                 quoted(cell.key, 200),
                 size,
             )
-        return state
+        return KeyRecord(state, self.environment.now())
+
+    def delete_key(self, cell: KeyCell) -> None:
+        """See `Context.delete`."""
+        self._effects(cell, "context.delete()").deletes = True
+
+    def _effects(self, cell: KeyCell, what: str) -> Effects:
+        """Return the effects of the message that is being handled, for a method of a context.
+
+        Args:
+            cell: whose context it is.
+            what: the method.
+        """
+        turn = current_turn.get()
+        effects = None
+        # Code that a handler has left running belongs to no message, or to an earlier one.
+        if turn is not None and turn.active and turn.delivery is self.item and cell is self.cell:
+            effects = turn.effects
+        if effects is None:
+            raise ConfigurationError(
+                f"{what} is a part of a message that is being handled: call it before the handler"
+                " returns, and not in on_activate or on_passivate"
+            )
+        return effects
 
     def schedule(
         self, cell: KeyCell, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
@@ -206,12 +240,12 @@ class _DurableSocket(KeyedSocket):
 
     def _recorded(self, envelope: Envelope) -> bool:
         turn: Turn | None = current_turn.get()
-        if turn is None or not turn.active or turn.outputs is None:
+        if turn is None or not turn.active or turn.effects is None:
             return False
         most = self._connection.bus.max_payload
         if len(envelope.payload) > most:
             raise payload_too_large(envelope, most)
         self._connection.provider.check_message(envelope)
         self._connection.recorded(envelope)
-        turn.outputs.append(envelope)
+        turn.effects.outputs.append(envelope)
         return True

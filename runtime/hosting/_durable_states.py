@@ -12,10 +12,16 @@ from typing import Any, TypeVar
 from ..._environment import Environment
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
-from ..._texts import describe
-from ...errors import ActorStopped, StateLost
+from ..._texts import describe, quoted
+from ...errors import ActorStopped, StateConflict, StateLost
 from ...transports import Delivery, DeliveryState, on_outcome
-from ...transports._state_store import Change, Handled, MessageIdentity, StateStore
+from ...transports._state_store import (
+    Change,
+    Handled,
+    MessageIdentity,
+    StateStore,
+    StoredKey,
+)
 from ..messaging._bus_connection import BusConnection
 
 __all__ = ["DurableStates", "Known"]
@@ -31,12 +37,12 @@ class Known:
     """What a store knows before a message is handled.
 
     Attributes:
-        state: of its key; None if there is none, or it was not asked for.
+        stored: of its key; None if there is nothing, or it was not asked for.
         handled: what is known of the message, if it was handled before.
         reused: whether another message with its id was handled.
     """
 
-    state: bytes | None
+    stored: StoredKey | None
     handled: Handled | None
     reused: bool
 
@@ -132,7 +138,8 @@ class DurableStates:
     def commit(self, change: Change) -> asyncio.Future[int]:
         """Return a future that is done when the change would survive a loss of power.
 
-        It raises StateNotWritten if nothing was written.
+        It raises StateNotWritten if nothing was written, and StateConflict if that is because
+        somebody else has changed the key.
         """
         done: asyncio.Future[int] = self._loop.create_future()
         self._commits.append(_Commit(change, done))
@@ -209,8 +216,8 @@ class DurableStates:
         changes = [one.change for one in commits]
         trim = self._loop.time() >= self._trimmed + _TRIM_EVERY
 
-        def work() -> tuple[list[Known | Exception], Sequence[int] | Exception]:
-            numbers: Sequence[int] | Exception = ()
+        def work() -> tuple[list[Known | Exception], Sequence[int | None] | Exception]:
+            numbers: Sequence[int | None] | Exception = ()
             if changes or sent:
                 try:
                     numbers = store.commit(changes, sent)
@@ -230,8 +237,10 @@ class DurableStates:
                 continue
             if isinstance(numbers, Exception):
                 commit.done.set_exception(numbers)
+            elif (number := numbers[index]) is None:
+                commit.done.set_exception(_conflict(commit.change))
             else:
-                commit.done.set_result(numbers[index])
+                commit.done.set_result(number)
         for question, answer in zip(questions, answers, strict=True):
             if question.answer.done():
                 continue
@@ -290,17 +299,24 @@ class _Sending:
 
 def _answer(store: StateStore, question: _Question) -> Known | Exception:
     try:
-        state = None
+        stored = None
         if question.key is not None:
-            state = store.load(question.actor, (question.key,)).get(question.key)
+            stored = store.load(question.actor, (question.key,)).get(question.key)
         found: Handled | bool = False
         if question.message is not None:
             found = store.find(question.message)
     except Exception as error:  # noqa: BLE001 (whoever asks has to learn of it)
         return error
     if isinstance(found, Handled):
-        return Known(state, found, reused=False)
-    return Known(state, None, reused=found)
+        return Known(stored, found, reused=False)
+    return Known(stored, None, reused=found)
+
+
+def _conflict(change: Change) -> StateConflict:
+    return StateConflict(
+        f"key {quoted(change.key, 200)} of actor {change.actor!r} was changed by somebody else"
+        " since it was loaded: only one program may keep its states"
+    )
 
 
 def _last(store: StateStore, sent: Sequence[int]) -> None:

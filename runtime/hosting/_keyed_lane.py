@@ -396,6 +396,10 @@ class KeyedLane(Lane):
         """End its thread until there is something to do in it."""
         self._thread.rest()
 
+    def delete_key(self, cell: KeyCell) -> None:
+        """Delete the state of a key, as `Context.delete` does; see `Lane.delete`."""
+        self.delete()
+
     # Places.
 
     async def away(self, waiting: Coroutine[Any, Any, T], item: Any) -> T:
@@ -551,6 +555,9 @@ class _KeyContext:
         self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> ScheduledCall:
         return self._lane.schedule(self._cell, delay, function, args)
+
+    def delete(self) -> None:
+        self._lane.delete_key(self._cell)
 
     def request_stop(self) -> None:
         self._lane.request_stop()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...actors import Mailbox
 
 if TYPE_CHECKING:
+    from ._key_records import KeyRecord
     from ._timers import Timers
 
 __all__ = ["UNSET", "KeyCell", "KeyStage", "KeyedMailbox"]
@@ -53,7 +54,7 @@ class KeyCell:
         queue: what waits in it, in order; None if nothing does.
         unsettled: how many messages were handled and are not known to be settled.
         timers: the calls that its code has scheduled; None if there were none.
-        saved: its state as it is kept by a durable actor; None if there is none.
+        saved: what a durable actor keeps of it; None if that is nothing.
         life: a new object whenever the state is made anew; None until somebody asks.
     """
 
@@ -77,7 +78,7 @@ class KeyCell:
         self.queue: deque[Any] | None = None
         self.unsettled = 0
         self.timers: Timers | None = None
-        self.saved: bytes | None = None
+        self.saved: KeyRecord | None = None
         self.life: object = None
 
     def become(self, stage: KeyStage) -> None:

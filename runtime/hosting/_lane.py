@@ -447,6 +447,13 @@ class Lane:
         """See `Context.later`."""
         return self.timers.schedule(delay, function, args)
 
+    def delete(self) -> None:
+        """See `Context.delete`: refused, as only durable keys have something to delete."""
+        raise ConfigurationError(
+            f"actor {self.actor_name!r} is not durable, so context.delete() has nothing to delete:"
+            " assign a new state instead, or give per= and durable=True"
+        )
+
     def request_stop(self) -> None:
         """See `Context.stop`."""
         self.runner.request_stop()

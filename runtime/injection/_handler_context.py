@@ -50,6 +50,8 @@ class ContextOwner(Protocol):
 
     def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> Timer: ...
 
+    def delete(self) -> None: ...
+
     def request_stop(self) -> None: ...
 
 
@@ -138,6 +140,19 @@ class Context:
         if not is_number(delay) or not 0 <= delay < float("inf"):
             raise ConfigurationError(f"context.later({delay!r}, ...): give seconds, 0 or more")
         return self._owner.later(delay, function, args)
+
+    def delete(self) -> None:
+        """Delete the state of this durable key when the message has been handled.
+
+        What the handler changes in the state is dropped then; if it fails, nothing is deleted. The
+        next message of the key begins with a new state. Messages that were handled stay known.
+
+        Raises:
+            ConfigurationError: the actor is not durable, or no message of the key is being handled.
+            ActorStopped: as for `state`.
+        """
+        self._check_generation()
+        self._owner.delete()
 
     def stop(self) -> None:
         """Stop this actor after the current message. The rest of the application keeps running."""

@@ -16,12 +16,32 @@ import msgspec
 from ...transports import Delivery, Envelope
 from ._carried_headers import carried_by, carried_by_all
 
-__all__ = ["Turn", "carried_now", "current_turn", "inherited", "is_confirmed", "lasting_identity"]
+__all__ = [
+    "Effects",
+    "Turn",
+    "carried_now",
+    "current_turn",
+    "inherited",
+    "is_confirmed",
+    "lasting_identity",
+]
 
 _NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes
 _DIGEST_OF_NAMESPACE = sha1(_NAMESPACE, usedforsecurity=False)
 # The digit of a UUID with its variant.
 _VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
+class Effects(msgspec.Struct, eq=False):
+    """What an attempt at a message of a durable key has done, to be committed as a whole.
+
+    Attributes:
+        outputs: what it has published.
+        deletes: whether it has deleted the state of the key.
+    """
+
+    outputs: list[Envelope] = []
+    deletes: bool = False
 
 
 class Turn(msgspec.Struct, eq=False):
@@ -44,7 +64,7 @@ class Turn(msgspec.Struct, eq=False):
         failure: what the handler raised, or did wrong unnoticed, until it has been dealt with.
         batch: the messages, if it is an attempt at several.
         context: the variables of a handler whose reply is to be shown to middleware.
-        outputs: what it has published, if that is to be sent after a commit; else None.
+        effects: what it has published and asked for, if that is to be committed; else None.
     """
 
     message_id: str | Delivery | None
@@ -59,7 +79,7 @@ class Turn(msgspec.Struct, eq=False):
     failure: BaseException | None = None
     batch: Sequence[Delivery] = ()
     context: Context | None = None
-    outputs: list[Envelope] | None = None
+    effects: Effects | None = None
     _delivery: Delivery | None = None
     _ordinals: dict[str, int] | None = None
     _crowded: int = 1000

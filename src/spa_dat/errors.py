@@ -55,8 +55,10 @@ __all__ = [
     "RequestTimeout",
     "RestartLimitReached",
     "SpaDatError",
+    "StateConflict",
     "StateLost",
     "StateNotWritten",
+    "StateUnreadable",
     "TransportError",
     "UnknownTopic",
 ]
@@ -95,6 +97,24 @@ class StateLost(TransportError):
     """It is unknown whether what was written would survive. The application ends with it."""
 
     outage = False
+
+
+class StateConflict(TransportError):
+    """Somebody else has changed what is kept of a durable key since it was loaded.
+
+    Nothing was written. The state is loaded again, and the message is handled again.
+    """
+
+    outage = True
+
+
+class StateUnreadable(TransportError):
+    """What is kept of a durable key cannot be read with this version of the program.
+
+    It is left as it is, the message stays with the bus, and the actor stops.
+    """
+
+    outage = True
 
 
 class ConnectFailed(TransportError):

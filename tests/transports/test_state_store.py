@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,9 +24,21 @@ from spa_dat.transports._state_store import (
 OUTPUT = Envelope(topic="out", payload=b"o", id="o1", headers={"a": "b"}, expiry=3.0)
 
 
-def change(number: int, *, key: str = "k", state: bytes | None = b"{}", at: float = 0) -> Change:
+def change(
+    number: int, *, key: str = "k", value: bytes | None = b"{}", revision: int = 0, at: float = 0
+) -> Change:
     message = identity_of("a", Envelope(topic="t", payload=b"%d" % number, id=str(number)))
-    return Change("a", key, state, message, (OUTPUT,), at)
+    return Change("a", key, revision, value, message, (OUTPUT,), at)
+
+
+def commit(store: StateStore, *changes: Change, sent: Sequence[int] = ()) -> list[int]:
+    numbers = store.commit(changes, sent)
+    assert None not in numbers
+    return [number for number in numbers if number is not None]
+
+
+def values(store: StateStore, *keys: str, actor: str = "a") -> dict[str, bytes]:
+    return {key: stored.value for key, stored in store.load(actor, keys).items()}
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -47,31 +59,64 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], State
 def test_what_was_committed_is_there_again(reopen: Callable[[], StateStore]) -> None:
     store = reopen()
     odd = "k\0\ud800"
-    first, second = store.commit([change(1), change(2, key=odd, state=b"[2]")], ())
+    first, second = commit(store, change(1), change(2, key=odd, value=b"[2]"))
     assert first < second
     store = reopen()
-    assert store.load("a", ("k", odd, "other")) == {"k": b"{}", odd: b"[2]"}
-    assert store.load("b", ("k",)) == {}
+    assert values(store, "k", odd, "other") == {"k": b"{}", odd: b"[2]"}
+    assert store.load("a", (odd,))[odd].revision == second
+    assert values(store, "k", actor="b") == {}
     message = change(1).message
     assert message is not None
     found = store.find(message)
     assert isinstance(found, Handled)
     assert (found.number, found.outputs) == (first, (OUTPUT,))
     assert [one.number for one in store.unsent()] == [first, second]
-    store.commit([change(3, state=None)], [first])
+    (third,) = commit(store, change(3, value=None), sent=[first])
     store = reopen()
-    assert [one.number for one in store.unsent()] == [second, second + 1]
+    assert [one.number for one in store.unsent()] == [second, third]
     found = store.find(message)
     assert isinstance(found, Handled)
     assert found.outputs == ()
-    assert store.load("a", ("k",)) == {"k": b"{}"}
+    assert values(store, "k") == {"k": b"{}"}
+
+
+def test_what_is_deleted_is_gone_and_the_message_stays_known(
+    reopen: Callable[[], StateStore],
+) -> None:
+    store = reopen()
+    (first,) = commit(store, change(1))
+    deletion = change(2, value=b"", revision=first)
+    commit(store, deletion)
+    store = reopen()
+    assert values(store, "k") == {}
+    assert deletion.message is not None
+    assert isinstance(store.find(deletion.message), Handled)
+    # Of what is not there, too.
+    commit(store, change(3, value=b"", key="other"))
+
+
+def test_a_key_that_somebody_else_has_changed_is_a_conflict(
+    reopen: Callable[[], StateStore],
+) -> None:
+    store = reopen()
+    (first,) = commit(store, change(1))
+    stale, fine = change(2, value=b"[]", revision=first - 1), change(3, key="other")
+    assert [number is None for number in store.commit([stale, fine], ())] == [True, False]
+    assert values(store, "k", "other") == {"k": b"{}", "other": b"{}"}
+    assert stale.message is not None
+    assert store.find(stale.message) is False
+    (second,) = commit(store, change(2, value=b"[]", revision=first))
+    commit(store, change(4, value=b"", revision=second))
+    # One that was deleted and made again is another one.
+    commit(store, change(5))
+    assert store.commit([change(6, value=b"[]", revision=second)], ()) == [None]
 
 
 def test_ids_that_were_used_for_other_messages_are_told(
     reopen: Callable[[], StateStore],
 ) -> None:
     store = reopen()
-    store.commit([change(1)], ())
+    commit(store, change(1))
     other = identity_of("a", Envelope(topic="t", payload=b"other", id="1"))
     unknown = identity_of("b", Envelope(topic="t", payload=b"1", id="1"))
     assert other is not None
@@ -83,8 +128,8 @@ def test_ids_that_were_used_for_other_messages_are_told(
 
 def test_only_settled_messages_are_forgotten(reopen: Callable[[], StateStore]) -> None:
     store = reopen()
-    first, _ = store.commit([change(1), change(2)], ())
-    store.commit([], [first])
+    first, _ = commit(store, change(1), change(2, key="other"))
+    commit(store, sent=[first])
     store.trim(SECONDS_HANDLED + 1)
     store = reopen()
     for number, known in ((1, False), (2, True)):
@@ -95,19 +140,19 @@ def test_only_settled_messages_are_forgotten(reopen: Callable[[], StateStore]) -
 
 def test_a_full_disk_keeps_nothing_and_loses_nothing(tmp_path: Path) -> None:
     store = SqliteStates(tmp_path / "states")
-    store.commit([change(0)], ())
+    (first,) = commit(store, change(0))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
         with pytest.raises(StateNotWritten, match=r"no room on the disk .*states"):
-            store.commit([change(1, state=b"x" * 300_000)], ())
+            commit(store, change(1, value=b"x" * 300_000, revision=first))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert store.load("a", ("k",)) == {"k": b"{}"}
-    store.commit([change(2, state=b"[]")], ())
+    assert values(store, "k") == {"k": b"{}"}
+    commit(store, change(2, value=b"[]", revision=first))
     store.close()
     store = SqliteStates(tmp_path / "states")
-    assert store.load("a", ("k",)) == {"k": b"[]"}
+    assert values(store, "k") == {"k": b"[]"}
     store.close()
 
 
@@ -122,7 +167,7 @@ def test_a_disk_that_does_not_confirm_is_told_apart(
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", fails)
         with pytest.raises(StateLost, match="unknown what of it would survive"):
-            store.commit([change(1)], ())
+            commit(store, change(1))
     store.close()
 
 

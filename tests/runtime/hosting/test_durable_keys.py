@@ -274,3 +274,87 @@ async def test_a_state_that_fits_no_more_is_named_and_left_as_it_is(
     assert "the state that is kept of key '1' does not fit Renamed any more" in caplog.text
     assert [type(state) for state in seen] == [Count, Count]
     assert seen[1].n == 7
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("crash", [0, 0.01])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_deleted_state_begins_anew_whatever_fails(seed: int, crash: float) -> None:
+    dice = random.Random(seed)
+    app = DistributedApplication("memory://", name="app")
+    retry = RetryPolicy(attempts=100, first=0.5, factor=1)
+
+    @app.application("work/{key}", per="key", state=Count, durable=True, retry=retry)
+    async def work(last: bool, key: str, state: Count, context: Context, socket: Socket) -> None:
+        state.n += 1
+        await socket.publish(f"done/{key}", state.n)
+        if last:
+            context.delete()
+        if dice.random() < 0.3:
+            raise ValueError("a bad day")
+
+    with Harness(app, seed=seed, faults=replace(Faults.all(), crash=crash)) as harness:
+        harness.expect_failure(ValueError)
+        for _ in range(3):
+            for last in (False, False, True):
+                for key in "ab":
+                    harness.publish(f"work/{key}", last, key=key)
+        harness.settle()
+        done = harness.messages("done/+")
+        assert harness.keys("work") == []
+    for key in "ab":
+        numbers = {one.id: int(one.payload) for one in done if one.topic == f"done/{key}"}
+        assert list(numbers.values()) == [1, 2, 3] * 3
+
+
+async def test_a_deleted_state_stays_deleted_and_its_messages_stay_known(tmp_path: Path) -> None:
+    app = DistributedApplication("memory://", name="app", state_folder=str(tmp_path))
+    activated: list[int] = []
+
+    class Work(Actor):
+        per, state, durable = "key", Count, True
+
+        def on_activate(self) -> None:
+            activated.append(self.state.n)
+
+        @on("work/{key}")
+        async def handle(self, step: int, context: Context) -> int:
+            self.state.n += step
+            if step == 100:
+                context.delete()
+            return int(self.state.n)
+
+    app.add(Work)
+    again = Envelope(topic="work/a", payload=b"5", id="x")
+    for known, result in ((0, 6), (1, 1)):
+        async with app:
+            await app._runs.current.connections[0].bus.publish(again, timeout=10)  # type: ignore[union-attr]
+            assert await app.socket().request("work/a", 1, reply=int) == result
+            assert await app.socket().request("work/a", 100, reply=int) == result + 100
+            assert app.stats["messages.known"] == known
+    assert activated == [0, 0]
+
+
+@pytest.mark.virtual
+def test_what_is_not_durable_or_not_at_work_cannot_be_deleted() -> None:
+    app = DistributedApplication("memory://", name="app")
+    kept: list[Context] = []
+
+    @app.application("plain", state=Count)
+    async def plain(context: Context) -> int:
+        context.delete()
+        return 1
+
+    @app.application("work/{key}", per="key", state=Count, durable=True)
+    async def work(key: str, context: Context) -> int:
+        kept.append(context)
+        if key == "b":
+            kept[0].delete()
+        return 1
+
+    with Harness(app) as harness:
+        with pytest.raises(RemoteError, match="'plain' is not durable"):
+            harness.request("plain", reply=int)
+        harness.request("work/a", reply=int)
+        with pytest.raises(RemoteError, match="part of a message that is being handled"):
+            harness.request("work/b", reply=int)

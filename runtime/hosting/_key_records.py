@@ -1,0 +1,65 @@
+"""What a store keeps of a durable key: its state, and what has to be known to read it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..._texts import quoted
+from ...errors import StateUnreadable
+from ...transports._state_store import StoredKey
+
+__all__ = ["KeyRecord", "read_record"]
+
+_FORMAT = 1
+
+
+class KeyRecord(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a key.
+
+    Attributes:
+        state: as JSON.
+        changed: when it was changed last, in seconds since 1970.
+        revision: of the store; 0 if it has nothing of the key.
+    """
+
+    state: bytes
+    changed: float
+    revision: int = 0
+
+    def as_bytes(self) -> bytes:
+        """Return it as it is stored: a line of JSON about the state, and the state."""
+        header = msgspec.json.encode(_Header(_FORMAT, self.changed))
+        return b"%b\n%b" % (header, self.state)
+
+
+class _Header(msgspec.Struct, gc=False):
+    format: int
+    changed: float
+
+
+_FORMAT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_HEADER_DECODER = msgspec.json.Decoder(_Header)
+
+
+def read_record(stored: StoredKey, key: str) -> KeyRecord:
+    """Return what is stored of a key.
+
+    Raises:
+        StateUnreadable: it was written by a newer version of this package, or is damaged.
+    """
+    header, _, state = stored.value.partition(b"\n")
+    try:
+        written = msgspec.json.decode(_FORMAT_DECODER.decode(header)["format"], type=int)
+        if written > _FORMAT:
+            raise StateUnreadable(
+                f"what is kept of key {quoted(key, 200)} was written by a newer version of this"
+                f" package (format {written}, and {_FORMAT} is the newest that is known here): use"
+                " that version"
+            )
+        read = _HEADER_DECODER.decode(header)
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
+        raise StateUnreadable(
+            f"what is kept of key {quoted(key, 200)} is damaged ({error}), and is left as it is:"
+            " restore it, or delete the key in the store"
+        ) from error
+    return KeyRecord(state, read.changed, stored.revision)
