@@ -27,7 +27,7 @@ from ._contract import Bus, SocketProvider, Surroundings
 from ._delegating_bus import DelegatingBus
 from ._envelope import REPLY_HEADER, Envelope
 from ._outbox import on_outcome, payload_too_large, size_of
-from ._outbox_file import OUTBOX_FILE, Row, Rows, RowStatus, row_of
+from ._outbox_file import OUTBOX_FILE, Row, Rows, RowStatus, Unreadable, row_of
 from ._outbox_options import OutboxFile
 from ._sqlite_file import SqliteFile, file_name
 
@@ -59,7 +59,8 @@ class DurableOutbox(DelegatingBus):
     stores a dead letter waits until the broker has it, and QoS 0 may be lost.
 
     A message that the broker refuses for good is logged, counted as ``outbox.refused``, and removed
-    from the file, so that those behind it are sent.
+    from the file, so that those behind it are sent. One that cannot be read stays in the file, is
+    told of by `trouble`, and counted as ``outbox.unreadable``.
 
     Args:
         bus: the other one.
@@ -92,6 +93,8 @@ class DurableOutbox(DelegatingBus):
         self._rows: Rows | None = None
         self._closed = False
         self._problem: str | None = None
+        self._unreadable = 0
+        self._first_unreadable: Unreadable | None = None
         # Messages in the file or on their way there, without an outcome.
         self._count = 0
         self._size = 0
@@ -120,7 +123,7 @@ class DurableOutbox(DelegatingBus):
     @property
     def trouble(self) -> str | None:
         """See `Bus.trouble`."""
-        return self._problem or self._bus.trouble
+        return self._problem or self._about_unreadable() or self._bus.trouble
 
     @property
     def pending(self) -> int:
@@ -194,7 +197,7 @@ class DurableOutbox(DelegatingBus):
 
     async def drain(self) -> None:
         """See `Bus.drain`: waits until the file is empty."""
-        while self._count or self._unsynced or self._syncing:
+        while not self._closed and (self._count or self._unsynced or self._syncing):
             await self._change()
         await self._bus.drain()
 
@@ -368,7 +371,11 @@ class DurableOutbox(DelegatingBus):
                 row.recorded.set_exception(self._not_written(row, error))
             else:
                 row.recorded.set_exception(
-                    not_outage(PublishUnknown(f"the disk of {self._path} has failed: {error}"))
+                    not_outage(
+                        PublishUnknown(
+                            f"{self._file} cannot be synchronised with its disk: {error}"
+                        )
+                    )
                 )
         problem = not_added or not_synced or not_removed
         self._problem = None if problem is None else f"{self._file} cannot be written: {problem}"
@@ -414,6 +421,8 @@ class DurableOutbox(DelegatingBus):
                 )
                 self._forget(row)
                 return True
+            # The clock may have been put back.
+            left = min(left, envelope.expiry or left)
             envelope = msgspec.structs.replace(envelope, expiry=left)
         try:
             posted = self._bus.post(envelope)
@@ -479,21 +488,50 @@ class DurableOutbox(DelegatingBus):
             read = await self._loop.run_in_executor(
                 self._thread, rows.read, self._line_end, upto, _MOST_IN_LINE, _MOST_BYTES_IN_LINE
             )
-        except (ConfigurationError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
             if self._closed:
                 return
-            self._problem = describe(error)
+            self._problem = f"{self._file} cannot be read: {error}"
             self._limited_log.error("%s", self._problem)
             self._retry_later()
             return
         for row in read:
-            self._append(row)
+            if isinstance(row, Row):
+                self._append(row)
+            else:
+                self._set_aside(row)
         if not read:
             if first is None and last == self._last:
                 self._behind = False
             elif first is None:
                 self._work.set()
         self._feed()
+
+    def _set_aside(self, message: Unreadable) -> None:
+        """Leave a message in the file, and go on with those behind it."""
+        self._line_end = message.n
+        self._unreadable += 1
+        self._first_unreadable = self._first_unreadable or message
+        self._stats["outbox.unreadable"] += 1
+        self._limited_log.error(
+            "message number %d in %s cannot be read (%s), and stays there",
+            message.n,
+            self._file,
+            message.why,
+        )
+        self._count -= 1
+        self._size -= message.size
+        self._wake()
+
+    def _about_unreadable(self) -> str | None:
+        first = self._first_unreadable
+        if first is None:
+            return None
+        return (
+            f"{self._unreadable} messages in {self._file} cannot be read and stay there, the first"
+            f" of them is number {first.n} ({first.why}): use the version that has written them, or"
+            " move the file away when the application has stopped, and do without them"
+        )
 
     # Whoever waits.
 

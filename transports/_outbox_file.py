@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import sqlite3
 from asyncio import Future
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
 from ._envelope import Envelope
 from ._outbox import size_of
 from ._sqlite_file import SqliteFile
-from ._stored_envelopes import read_stored, stored_fields
+from ._stored_envelopes import UNREADABLE, stored_fields
 
-__all__ = ["OUTBOX_FILE", "Row", "RowStatus", "Rows", "row_of"]
+__all__ = ["OUTBOX_FILE", "Row", "RowStatus", "Rows", "Unreadable", "messages_in", "row_of"]
 
 OUTBOX_FILE = "the outbox file"
 
@@ -69,6 +73,21 @@ class Row:
         self.recorded = recorded
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """One message in the file that cannot be read.
+
+    Attributes:
+        n: its place in the order.
+        size: as the outbox counts it; 0 if that cannot be read, either.
+        why: in words.
+    """
+
+    n: int
+    size: int
+    why: str
+
+
 class Rows:
     """The messages in the file of a durable outbox. For any thread.
 
@@ -118,14 +137,13 @@ class Rows:
         """Wait until all of it would survive a loss of power; raises OSError, sqlite3.Error."""
         self._file.sync()
 
-    def read(self, after: int, upto: int, most: int, most_bytes: int) -> list[Row]:
+    def read(self, after: int, upto: int, most: int, most_bytes: int) -> list[Row | Unreadable]:
         """Return the messages at the next places, in order: so many, or so many bytes.
 
         Raises:
-            ConfigurationError: the file has one that cannot be read.
             sqlite3.Error: the file cannot be read.
         """
-        found: list[tuple[int, float | None, int, bytes]] = []
+        found: list[tuple[int, Any, Any, Any]] = []
 
         def select(database: sqlite3.Connection) -> None:
             size = 0
@@ -135,20 +153,45 @@ class Rows:
                 (after, upto, most),
             ):
                 found.append(row)
-                size += row[2]
+                size += len(row[3])
                 if size >= most_bytes:
                     break
 
         self._file.transaction(select)
-        where = self._file.name
-        return [
-            Row(n, read_stored(_DECODER, message, where, f"number {n}: "), expires, size)
-            for n, expires, size, message in found
-        ]
+        return [_read(*row) for row in found]
 
     def close(self) -> None:
         """Release the file. Never raises."""
         self._file.close()
+
+
+def messages_in(path: Path) -> int | None:
+    """Return how many messages an outbox file has; None if it is in use, or cannot be read."""
+    try:
+        with contextlib.closing(
+            # Nothing is created if it has gone meanwhile.
+            sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=0.0)
+        ) as database:
+            database.execute("PRAGMA locking_mode=EXCLUSIVE")
+            (kind,) = database.execute("PRAGMA application_id").fetchone()
+            if kind != _KIND:
+                return None
+            (count,) = database.execute("SELECT count(*) FROM outbox").fetchone()
+    except sqlite3.Error:
+        return None
+    return int(count)
+
+
+def _read(n: int, expires: Any, size: Any, message: Any) -> Row | Unreadable:
+    # What is in a damaged file may be of any type.
+    counted = size if isinstance(size, int) else 0
+    try:
+        envelope = _DECODER.decode(message)
+        if not isinstance(size, int) or not isinstance(expires, float | None):
+            raise TypeError("its size or its expiry is no number")
+    except (*UNREADABLE, TypeError) as error:
+        return Unreadable(n, counted, str(error))
+    return Row(n, envelope, expires, size)
 
 
 def row_of(n: int, envelope: Envelope, now: float, recorded: Future[None]) -> Row:

@@ -55,10 +55,21 @@ class OutboxFile:
             ConfigurationError: no folder is given, and the user has no home.
         """
         digest = hashlib.sha256(address.encode()).hexdigest()[:12]
-        folder = state_folder(
+        return self._folder() / f"{identity.client_id}.{digest}.outbox"
+
+    def paths(self, identity: Identity) -> list[Path]:
+        """Return the files that an instance of an application has for whatever addresses.
+
+        Raises:
+            ConfigurationError: as `path` does.
+        """
+        # Neither name has any character that means something in a pattern.
+        return sorted(self._folder().glob(f"{identity.client_id}.*.outbox"))
+
+    def _folder(self) -> Path:
+        return state_folder(
             self.folder, of="the outbox in a file", option="outbox=OutboxFile(folder=...)"
         )
-        return folder / f"{identity.client_id}.{digest}.outbox"
 
 
 def outbox_file_meant(given: object) -> OutboxFile:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -33,7 +35,8 @@ class SqliteFile:
     be called in any thread; transactions wait for each other.
 
     Args:
-        path: where it is; a missing folder is created for this user alone, as is the file.
+        path: where it is, or a link to it; a missing folder is created for this user alone, as is
+            the file.
         kind: 32 bits that tell such files from other databases (``application_id``).
         version: of the tables; files of newer ones are refused.
         schema: SQL statements that create the tables.
@@ -50,21 +53,25 @@ class SqliteFile:
     def __init__(
         self, path: Path, *, kind: int, version: int, schema: Sequence[str], what: str
     ) -> None:
-        self.path = path
+        # SQLite puts the log beside the file itself, not beside a link to it.
+        self.path = Path(os.path.realpath(path))
         self.name = file_name(what, path)
         self._lock = threading.Lock()
         self._log = -1
         self._create()
-        self._database = sqlite3.connect(
-            path, timeout=0.0, isolation_level=None, check_same_thread=False
-        )
         try:
-            self._prepare(kind, version, schema)
-        except BaseException as error:
-            self._database.close()
-            if isinstance(error, sqlite3.Error | OSError):
-                raise ConfigurationError(f"{self.name}: {_reason(error)}") from error
-            raise
+            self._database = sqlite3.connect(
+                self.path, timeout=0.0, isolation_level=None, check_same_thread=False
+            )
+            _in_use.add(self)
+            try:
+                self._prepare(kind, version, schema)
+                self._identity = self._found()
+            except BaseException:
+                self._database.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            raise ConfigurationError(f"{self.name}: {_reason(error)}") from error
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Return what the function returns, and keep all that it writes, or nothing if it raises.
@@ -89,10 +96,13 @@ class SqliteFile:
         """Wait until everything that was written so far would survive a loss of power.
 
         Raises:
-            OSError, sqlite3.Error: the disk has failed.
+            OSError, sqlite3.Error: the disk has failed, or somebody has removed the file.
         """
         os.fsync(self._log)
-        if os.fstat(self._log).st_size >= _CHECKPOINT_AT * _PAGE:
+        log = os.fstat(self._log)
+        if not log.st_nlink or self._found() != self._identity:
+            raise OSError(errno.ENOENT, "somebody has removed or replaced it", str(self.path))
+        if log.st_size >= _CHECKPOINT_AT * _PAGE:
             # If the disk is full the log grows on; the next one tries again.
             with self._lock, contextlib.suppress(sqlite3.OperationalError):
                 self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -111,11 +121,34 @@ class SqliteFile:
         finally:
             self._lock.release()
 
+    def leave_to_parent(self) -> None:
+        """Never use nor close it in this process, which is a fork of the one that has it open.
+
+        To close it would remove the log into which the other process goes on writing.
+        """
+        # Not at the top: hardly any process needs it. What is never let go of is never closed.
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._database))
+        self._database = sqlite3.connect(":memory:")
+        self._database.close()
+        self._log = -1
+        # A thread of the other process may have had it.
+        self._lock = threading.Lock()
+
     @staticmethod
     def is_full(error: BaseException) -> bool:
         """Whether a write has failed because the disk, or a limit of the system, has no room."""
         code = getattr(error, "sqlite_errorcode", None)
         return isinstance(error, OSError) or (code is not None and code & 0xFF in _WHY_IT_IS_FULL)
+
+    def _found(self) -> tuple[int, int] | None:
+        """Return what tells the file at the path from others; None if there is none."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _create(self) -> None:
         try:
@@ -173,6 +206,18 @@ class SqliteFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+_in_use: weakref.WeakSet[SqliteFile] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for file in tuple(_in_use):
+        file.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def file_name(what: str, path: Path) -> str:

@@ -9,9 +9,11 @@ import msgspec
 from ..errors import ConfigurationError
 from ._envelope import Envelope
 
-__all__ = ["read_stored", "stored_fields"]
+__all__ = ["UNREADABLE", "read_stored", "stored_fields"]
 
 T = TypeVar("T")
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What decoding raises if something was not stored by this version."""
 
 
 def stored_fields(envelope: Envelope) -> dict[str, Any]:
@@ -26,22 +28,21 @@ def stored_fields(envelope: Envelope) -> dict[str, Any]:
     return fields
 
 
-def read_stored(decoder: msgspec.msgpack.Decoder[T], data: bytes, where: str, which: str = "") -> T:
+def read_stored(decoder: msgspec.msgpack.Decoder[T], data: bytes, where: str) -> T:
     """Return what was stored.
 
     Args:
         decoder: for what it is.
         data: as it was stored.
         where: the file, in words.
-        which: which of its messages, for the error.
 
     Raises:
         ConfigurationError: it cannot be read.
     """
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ConfigurationError(
-            f"{where} has a message that cannot be read ({which}{error}), and is left as it is:"
+            f"{where} has a message that cannot be read ({error}), and is left as it is:"
             " restore it, or move it away and do without what it contains"
         ) from error

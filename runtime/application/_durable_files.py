@@ -1,19 +1,26 @@
-"""Where the states of durable actors are kept."""
+"""The files of an application: the states of durable actors, and outboxes of other addresses."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..._busy_threads import has_own_clock
+from ..._logs import get_logger
+from ..._texts import quoted
 from ...errors import ConfigurationError
+from ...transports import Identity
+from ...transports._outbox_file import messages_in
+from ...transports._outbox_options import OutboxFile
 from ...transports._sqlite_states import SqliteStates
 from ...transports._state_folder import state_folder
 from ...transports._state_store import StateStore
 from ..hosting._application_settings import Settings
 from ..hosting._durable_states import DurableStates
 
-__all__ = ["states_of"]
+__all__ = ["states_of", "tell_of_other_outboxes"]
+
+_log = get_logger("spa_dat")
 
 
 def states_of(settings: Settings, fatal: Callable[[BaseException], None]) -> DurableStates:
@@ -46,3 +53,29 @@ def states_of(settings: Settings, fatal: Callable[[BaseException], None]) -> Dur
 
 def _file_of(settings: Settings) -> str:
     return f"{settings.identity.client_id}.states"
+
+
+async def tell_of_other_outboxes(
+    outbox: OutboxFile, identity: Identity, addresses: Iterable[str]
+) -> None:
+    """Log which outbox files wait for a bus that the application does not use at the moment.
+
+    Args:
+        outbox: where the files are.
+        identity: the application's.
+        addresses: those of its buses.
+    """
+    own = {outbox.path(identity, address) for address in addresses}
+
+    def left() -> list[tuple[str, int | None]]:
+        others = [path for path in outbox.paths(identity) if path not in own]
+        return [(str(path), messages_in(path)) for path in others]
+
+    for path, count in await asyncio.get_running_loop().run_in_executor(None, left):
+        if count:
+            _log.warning(
+                "%s has %d messages for a bus at another address: they stay there until the"
+                " application uses that address again",
+                quoted(path, 1_000),
+                count,
+            )

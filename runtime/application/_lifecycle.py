@@ -518,6 +518,12 @@ class Run:
         await waits.all(
             (partial(connection_of, connection), connect(connection)) for connection in self._buses
         )
+        if self.settings.outbox is not None:
+            # Not at the top: it imports SQLite.
+            from ._durable_files import tell_of_other_outboxes
+
+            addresses = [connection.provider.address for connection in self._buses]
+            await tell_of_other_outboxes(self.settings.outbox, self.settings.identity, addresses)
         if self.durable_states is not None:
             durable = [actor for actor in self._actors if actor.options.durable]
             await self.durable_states.open({actor.name: actor.connection for actor in durable})

@@ -23,6 +23,7 @@ from spa_dat.errors import (
     NotAuthorised,
     OutboxFull,
     PublishNotSent,
+    PublishUnknown,
 )
 from spa_dat.transports import (
     Bus,
@@ -39,7 +40,6 @@ from spa_dat.transports import (
 from spa_dat.transports._durable_outbox import DurableOutbox
 from spa_dat.transports._outbox_options import OutboxFile
 from spa_dat.transports.memory import MemoryConfig
-from support.waiting import eventually
 
 IDENTITY = Identity("plant", "0")
 
@@ -415,16 +415,140 @@ async def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     await refused(tmp_path, "damaged")
 
 
-async def test_a_message_that_cannot_be_read_is_left_and_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [("message = x'c1'", "malformed"), ("message = 'text'", "str"), ("size = 'large'", "number")],
+)
+async def test_a_message_that_cannot_be_read_stays_and_blocks_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, why: str
 ) -> None:
-    change(await left_file(tmp_path), "UPDATE outbox SET message = x'c1'")
-    async with living(tmp_path, []) as life:
+    confirmed: list[Envelope] = []
+    async with living(tmp_path, confirmed) as life:
+        for number in (1, 2, 3):
+            await life.publish(number)
+    change(only_file(tmp_path), f"UPDATE outbox SET {damage} WHERE n = 2")
+    for kept in (0, 4):
+        async with living(tmp_path, confirmed) as life:
+            life.broker.come()
+            await life.outbox.drain()
+            assert life.outbox.pending == 0
+            await life.publish(4 + kept)
+            await life.outbox.drain()
+            trouble = life.outbox.trouble or ""
+            assert "1 messages in the outbox file" in trouble
+            assert "number 2 (" in trouble
+            assert why in trouble
+            assert life.stats["outbox.unreadable"] == 1
+    assert numbers(confirmed) == [1, 3, 4, 8]
+    assert "message number 2 in the outbox file" in caplog.text
+
+
+async def test_many_messages_that_cannot_be_read_block_nothing(tmp_path: Path) -> None:
+    confirmed: list[Envelope] = []
+    async with living(tmp_path, confirmed) as life:
+        for number in range(2_500):
+            life.post(number)
+    change(only_file(tmp_path), "UPDATE outbox SET message = x'c1' WHERE n <= 2400")
+    async with living(tmp_path, confirmed) as life:
         life.broker.come()
-        await eventually(lambda: "cannot be read" in (life.outbox.trouble or ""))
-        assert "number 1" in (life.outbox.trouble or "")
+        await life.outbox.drain()
+    assert numbers(confirmed) == list(range(2_400, 2_500))
+
+
+async def test_a_drain_ends_when_the_outbox_is_closed(tmp_path: Path) -> None:
     async with living(tmp_path, []) as life:
-        assert life.outbox.pending == 1
+        await life.publish(1)
+        draining = asyncio.ensure_future(life.outbox.drain())
+        await asyncio.sleep(0)
+        assert not draining.done()
+    await asyncio.wait_for(draining, 60)
+
+
+async def test_an_expiry_grows_no_longer_when_the_clock_is_put_back(tmp_path: Path) -> None:
+    confirmed: list[Envelope] = []
+    async with living(tmp_path, confirmed) as life:
+        await life.publish(1, expiry=10.0)
+    life = Life(tmp_path, confirmed)
+    life.clock.time -= 500
+    await life.start()
+    life.broker.come()
+    await life.outbox.drain()
+    await life.outbox.close()
+    assert confirmed[0].expiry == 10.0
+
+
+async def test_a_directory_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    path = await left_file(tmp_path)
+    path.unlink()
+    path.mkdir()
+    life = Life(tmp_path, [])
+    with pytest.raises(ConfigurationError, match=r"outbox' *: it cannot be used"):
+        await life.start()
+    await life.outbox.close()
+
+
+async def test_the_file_may_be_a_link_to_one_elsewhere(tmp_path: Path) -> None:
+    confirmed: list[Envelope] = []
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = await left_file(folder)
+    path.unlink()
+    path.symlink_to(elsewhere / "file")
+    for number in (1, 2):
+        life = Life(folder, confirmed)
+        await life.start()
+        await life.publish(number)
+        # As a kill: the log is left.
+        life.outbox.abandon()
+    async with living(folder, confirmed) as life:
+        life.broker.come()
+        await life.outbox.drain()
+    assert numbers(confirmed) == [1, 2]
+    assert stat.S_IMODE((elsewhere / "file").stat().st_mode) == 0o600
+    assert [path.name for path in folder.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("log", [False, True])
+async def test_a_file_that_is_removed_while_it_is_in_use_is_noticed(
+    tmp_path: Path, log: bool
+) -> None:
+    async with living(tmp_path, []) as life:
+        await life.publish(1)
+        path = only_file(tmp_path)
+        Path(f"{path}-wal" if log else path).unlink()
+        with pytest.raises(PublishUnknown, match="somebody has removed or replaced it"):
+            await life.publish(2)
+        posted = life.post(3)
+        with pytest.raises(PublishUnknown, match="somebody has removed or replaced it"):
+            await posted
+        assert "somebody has removed" in (life.outbox.trouble or "")
+
+
+def test_a_fork_that_ends_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    # In a process of its own, as it ends its interpreter twice.
+    program = """
+import os, sqlite3, sys
+from pathlib import Path
+from spa_dat.transports._sqlite_file import SqliteFile
+file = SqliteFile(Path(sys.argv[1]), kind=1, version=1, schema=["CREATE TABLE t (n)"], what="it")
+write = lambda number: file.transaction(lambda d: d.execute("INSERT INTO t VALUES (?)", (number,)))
+write(1)
+child = os.fork()
+if not child:
+    try:
+        write(2)
+    except sqlite3.ProgrammingError:
+        sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+write(3)
+file.sync()
+os._exit(0)
+"""
+    path = tmp_path / "file"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=60)
+    database = sqlite3.connect(path)
+    assert database.execute("SELECT n FROM t").fetchall() == [(1,), (3,)]
+    database.close()
 
 
 async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 from spa_dat import DistributedApplication, OutboxFile, Socket
 from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Faults, Harness
+from spa_dat.transports import Envelope, Identity
+from spa_dat.transports._outbox_file import Rows, messages_in, row_of
 from support.waiting import eventually
 
 
@@ -123,3 +126,30 @@ def test_a_harness_leaves_no_files_where_the_application_would_have_them(
         harness.settle()
     assert got == list(range(10))
     assert not list(tmp_path.iterdir())
+
+
+async def test_messages_for_another_address_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = Identity("plant", "0")
+    outbox = OutboxFile(folder=tmp_path)
+    message = Envelope(topic="t", payload=b"")
+    for address, count in (("mqtt://away", 2), ("mqtt://empty", 0), ("memory://here", 0)):
+        rows = Rows(outbox.path(identity, address))
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        rows.add([row_of(n, message, 0.0, waiting) for n in range(1, count + 1)])
+        rows.close()
+    Rows(outbox.path(Identity("other"), "mqtt://away")).close()
+    (tmp_path / "plant.0.broken.outbox").write_text("no database")
+    app = DistributedApplication("memory://here", name="plant", outbox=outbox)
+
+    @app.application("numbers")
+    async def take() -> None: ...
+
+    async with app:
+        pass
+    told = [record.getMessage() for record in caplog.records if "another address" in record.message]
+    assert len(told) == 1
+    assert "has 2 messages for a bus at another address" in told[0]
+    assert outbox.path(identity, "mqtt://away").name in told[0]
+    assert messages_in(outbox.path(identity, "mqtt://away")) == 2
