@@ -252,7 +252,7 @@ class Run:
     async def _end_when_confirmed(self) -> None:
         # Nobody asked for a stop, so confirmations may take as long as they need.
         await wait_for_each(connection.bus.drain() for connection in self._buses)
-        self.end(None)
+        self.end(next((actor.failure for actor in self._actors if actor.failure), None))
 
     def end(self, error: BaseException | None) -> None:
         """Give the reason to stop the application: a failure, or None if somebody asked for it."""

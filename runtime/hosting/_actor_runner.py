@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..._texts import describe
 from ...actors import ActorSystem, Mailbox, RestartPolicy
 from ...transports import Envelope, TopicFilter
 from ..diagnostics._unclean_stop import GivenUp
@@ -82,6 +83,7 @@ class ActorRunner:
         required_resources: the resources that must be open before it is spawned.
         measurements: those of the application; None if nothing is measured.
         ended: whether it has nothing more to do: its producer has returned, or it was stopped.
+        failure: why it has stopped by itself; None if it has not.
 
     Args:
         run: the run that it is part of.
@@ -104,6 +106,7 @@ class ActorRunner:
         self.window = options.window_for(provider.default_window)
         self.window_bytes = options.window_bytes or provider.default_window_bytes
         self.ended = False
+        self.failure: BaseException | None = None
         number = run.settings.number
         self.place = "" if number is None else f"/{number}"
         self._loop = asyncio.get_running_loop()
@@ -250,6 +253,16 @@ class ActorRunner:
             context.run(self.run.stop_actor, self)
         else:
             self._loop.call_soon_threadsafe(self.run.stop_actor, self, context=context)
+
+    def fail(self, error: BaseException) -> None:
+        """Stop the actor because of an error that another attempt would meet, too.
+
+        Messages stay with the bus, and the others go on.
+        """
+        if self.failure is None:
+            self.failure = error
+            self.run.unhealthy(self.name, f"it has stopped: {describe(error)}")
+            self.request_stop()
 
     def end(self, error: BaseException | None) -> None:
         """Note that the actor has nothing more to do; an error stops the application."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..._texts import quoted
+from ..._texts import describe, quoted
 from ...actors import refuse_unrun
-from ...errors import ConfigurationError, DecodeError, RemoteError
+from ...errors import ConfigurationError, DecodeError, RemoteError, StateUnreadable
 from ...transports import Envelope, payload_too_large
-from ...transports._state_store import Change, identity_of
+from ...transports._state_store import Change, StoredKey, identity_of
 from ..handling._argument_values import ProducerScope
 from ..messaging._socket import Socket
 from ..messaging._turn import Effects, Turn, current_turn
@@ -54,6 +54,7 @@ class DurableLane(KeyedLane):
     ) -> None:
         self._states = states
         self._decoder: Decoder[Any] = Decoder.of(runner.options.state)
+        self._kept = runner.options.kept
         super().__init__(runner, host, number)
 
     def _make_socket(self) -> Socket:
@@ -70,21 +71,49 @@ class DurableLane(KeyedLane):
         if cell.saved is None:
             super()._make(cell)
             return
-        try:
-            state = self._decoder.decode(cell.saved.state, JSON)
-        except DecodeError as error:
-            why = error.__cause__ or error
-            raise DecodeError(
-                f"the state that is kept of key {quoted(cell.key, 200)} does not fit"
-                f" {type_name(self.options.state)} any more, and is left as it is: {why}; give new"
-                " fields defaults, or use the class that has written it"
-            ) from error
+        state = self._decoded(cell.saved, cell.key)
         if not self.host.is_class:
             cell.keep(state)
             return
         instance = self._new_instance()
         setattr(instance, STATE, state)
         cell.keep(UNSET, instance)
+
+    def _read(self, stored: StoredKey, key: str) -> KeyRecord:
+        try:
+            record = read_record(stored, key)
+            if record.version > self._kept.version:
+                raise StateUnreadable(
+                    f"what is kept of key {quoted(key, 200)} was written by version"
+                    f" {record.version} of its class, and this program has version"
+                    f" {self._kept.version}: use the program that has written it, or a newer one"
+                )
+        except StateUnreadable as error:
+            self._give_up(error)
+            raise
+        return record
+
+    def _decoded(self, record: KeyRecord, key: str) -> Any:
+        kept, state = self._kept, record.state
+        try:
+            if record.version < kept.version and kept.upgrade:
+                plain = msgspec.json.decode(state)
+                state = msgspec.json.encode(kept.upgraded(plain, record.version))
+            return self._decoder.decode(state, JSON)
+        except Exception as error:
+            why = error.__cause__ if isinstance(error, DecodeError) and error.__cause__ else error
+            unreadable = StateUnreadable(
+                f"what is kept of key {quoted(key, 200)}, written by version {record.version} of"
+                f" its class, does not fit {type_name(self.options.state)}, version {kept.version},"
+                f" and is left as it is: {describe(why)}; give new fields defaults, or"
+                " Durable(version=, upgrade=) what turns one version into the next"
+            )
+            self._give_up(unreadable)
+            raise unreadable from error
+
+    def _give_up(self, error: StateUnreadable) -> None:
+        """Stop the actor: what it cannot read must neither be overwritten nor be skipped."""
+        self.runner.fail(error)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """As of `Lane`; none, because every call is followed by a commit."""
@@ -123,7 +152,7 @@ class DurableLane(KeyedLane):
             self.stats["messages.id_reused"] += 1
         if key is not None:
             stored = known.stored
-            cell.saved = None if stored is None else read_record(stored, key)
+            cell.saved = None if stored is None else self._read(stored, key)
         effects = turn.effects = Effects()
         try:
             result = await super().invoke(instance, index, arguments, scope)
@@ -174,7 +203,8 @@ class DurableLane(KeyedLane):
     def _changed(self, cell: KeyCell) -> KeyRecord | None:
         """Return what is to be kept of a key; None if that is what is kept."""
         state = encode_as(self.host.state_of(cell), JSON)
-        if cell.saved is not None and state == cell.saved.state:
+        saved, version = cell.saved, self._kept.version
+        if saved is not None and state == saved.state and version == saved.version:
             return None
         size = len(state)
         if size > _MOST_STATE:
@@ -188,7 +218,7 @@ class DurableLane(KeyedLane):
                 quoted(cell.key, 200),
                 size,
             )
-        return KeyRecord(state, self.environment.now())
+        return KeyRecord(state, version, self.environment.now())
 
     def delete_key(self, cell: KeyCell) -> None:
         """See `Context.delete`."""

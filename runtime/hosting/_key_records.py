@@ -18,22 +18,25 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         state: as JSON.
+        version: of its class.
         changed: when it was changed last, in seconds since 1970.
         revision: of the store; 0 if it has nothing of the key.
     """
 
     state: bytes
+    version: int
     changed: float
     revision: int = 0
 
     def as_bytes(self) -> bytes:
         """Return it as it is stored: a line of JSON about the state, and the state."""
-        header = msgspec.json.encode(_Header(_FORMAT, self.changed))
+        header = msgspec.json.encode(_Header(_FORMAT, self.version, self.changed))
         return b"%b\n%b" % (header, self.state)
 
 
 class _Header(msgspec.Struct, gc=False):
     format: int
+    version: int
     changed: float
 
 
@@ -62,4 +65,4 @@ def read_record(stored: StoredKey, key: str) -> KeyRecord:
             f"what is kept of key {quoted(key, 200)} is damaged ({error}), and is left as it is:"
             " restore it, or delete the key in the store"
         ) from error
-    return KeyRecord(state, read.changed, stored.revision)
+    return KeyRecord(state, read.version, read.changed, stored.revision)

@@ -77,7 +77,7 @@ class KeyedHost:
         self._spawned_with: tuple[RestartPolicy, Mapping[str, Any]] | None = None
         # The cells at rest, least recently used first, with loop times; only if some may go.
         self._resting: dict[KeyCell, float] | None = None
-        if options.hot is not None or options.idle is not None:
+        if options.most_hot is not None or options.longest_idle is not None:
             self._resting = {}
         # Those whose states are about to go.
         self._leaving: dict[KeyCell, None] = {}
@@ -136,7 +136,7 @@ class KeyedHost:
         Whoever has said how many are to be kept is not told.
         """
         keys = self.keys
-        if keys <= _MANY_KEYS or self.options.hot is not None:
+        if keys <= _MANY_KEYS or self.options.most_hot is not None:
             return None
         return (
             f"it has {keys:,} keys, each of which takes memory: give hot=, the most"
@@ -403,11 +403,11 @@ class KeyedHost:
         assert resting is not None
         resting.pop(cell, None)
         resting[cell] = self._loop.time()
-        hot = self.options.hot
+        hot = self.options.most_hot
         if hot is not None:
             self._make_room(hot)
-        if self.options.idle is not None and self._timer is None:
-            self._timer = self._loop.call_later(self.options.idle, self._look)
+        if self.options.longest_idle is not None and self._timer is None:
+            self._timer = self._loop.call_later(self.options.longest_idle, self._look)
 
     def _make_room(self, hot: int) -> None:
         resting = self._resting
@@ -424,7 +424,7 @@ class KeyedHost:
     def _look(self) -> None:
         """Let go of what has rested for long enough, or is too much."""
         self._timer = None
-        resting, idle, hot = self._resting, self.options.idle, self.options.hot
+        resting, idle, hot = self._resting, self.options.longest_idle, self.options.most_hot
         assert resting is not None
         now = self._loop.time()
         if idle is not None:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ...actors import Overflow
 from ...errors import ConfigurationError
@@ -31,6 +31,9 @@ from ._option_checks import (
 from ._resources import Resource, check_resources
 from ._retry_policy import RetryPolicy
 from ._state_factory import check_state
+
+if TYPE_CHECKING:
+    from ._durable import Durable
 
 __all__ = ["ActorOptions", "HandlerOptions", "merge_options"]
 
@@ -79,9 +82,10 @@ class ActorOptions:
         hot: the most keys whose states are kept; a state that goes is forgotten, the one that was
             used least recently first. None for all.
         idle: seconds without a message after which the state of a key is forgotten; None for never.
-        durable: with ``per``: keep the states of the keys on disk. What a handler publishes is sent
-            after its state is written, a message that comes again is known by its id, and a state
-            is undone if the handler fails. It needs one instance, and an application with a name.
+        durable: with ``per``: keep the states of the keys on disk; a `Durable` says how. What a
+            handler publishes is sent after its state is written, a message that comes again is
+            known by its id, and a state is undone if the handler fails. It needs one instance, and
+            an application with a name.
         key: what the key of a message is, for ``concurrency`` above 1 or
             ``Overflow.LATEST_BY_KEY``: the name of a capture, or ``header:`` and the name of a
             header. None for the message's own key. The topic is the key of messages without it.
@@ -125,7 +129,7 @@ class ActorOptions:
     per: str | None = None
     hot: int | None = None
     idle: float | None = None
-    durable: bool = False
+    durable: bool | Durable = False
     key: str | None = None
     batch: tuple[int, float] | None = None
     wire: WireName | None = None
@@ -146,6 +150,26 @@ class ActorOptions:
         if self.concurrency is not None:
             return self.concurrency
         return 1 if self.per is None else _KEYS_AT_WORK
+
+    @property
+    def kept(self) -> Durable:
+        """How the states of durable keys are kept."""
+        if not isinstance(self.durable, bool):
+            return self.durable
+        # Not at the top: most applications have no durable actors.
+        from ._durable import Durable
+
+        return Durable()
+
+    @property
+    def most_hot(self) -> int | None:
+        """``hot``, wherever it was given."""
+        return self.hot if isinstance(self.durable, bool) or self.hot else self.durable.hot
+
+    @property
+    def longest_idle(self) -> float | None:
+        """``idle``, wherever it was given."""
+        return self.idle if isinstance(self.durable, bool) or self.idle else self.durable.idle
 
     def window_for(self, default: int) -> int:
         """Return the window; lanes and batches need more room than ``default``, the bus's."""
@@ -254,7 +278,7 @@ class HandlerOptions(TypedDict, total=False):
     per: str | None
     hot: int | None
     idle: float | None
-    durable: bool
+    durable: bool | Durable
     key: str | None
     batch: tuple[int, float] | None
     wire: WireName | None

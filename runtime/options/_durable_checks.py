@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...actors import Overflow
 from ...errors import ConfigurationError
+from ._durable import Durable
 
 if TYPE_CHECKING:
     from ._actor_options import ActorOptions
@@ -25,10 +26,20 @@ _INSTEAD: dict[Any, str] = {
 
 def check_durable(owner: str, options: ActorOptions) -> None:
     """Raise ConfigurationError for options that do not go with ``durable``."""
-    if not isinstance(options.durable, bool):
-        raise ConfigurationError(f"{owner}: durable={options.durable!r}: give True or False")
+    if not isinstance(options.durable, bool | Durable):
+        raise ConfigurationError(
+            f"{owner}: durable={options.durable!r}: give True, False or Durable(...)"
+        )
     if not options.durable:
         return
+    kept = options.kept
+    kept.check(owner)
+    for name in ("hot", "idle"):
+        if None not in (getattr(options, name), getattr(kept, name)):
+            raise ConfigurationError(
+                f"{owner}: {name}={getattr(options, name)!r} and"
+                f" Durable({name}={getattr(kept, name)!r}): give only one of them"
+            )
     if options.per is None:
         raise ConfigurationError(
             f"{owner}: durable=True keeps the states of keys: give per=, the capture whose values"

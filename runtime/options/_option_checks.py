@@ -19,6 +19,7 @@ from ._state_factory import is_factory
 __all__ = [
     "LARGEST_WINDOW",
     "LARGEST_WINDOW_BYTES",
+    "MOST_HOT",
     "check_batch",
     "check_concurrency",
     "check_count",
@@ -40,7 +41,8 @@ LARGEST_WINDOW_BYTES = 2**40
 _MOST_LANES = 1000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _MOST_PROCESSES = 256
-_MOST_HOT = 1_000_000_000
+MOST_HOT = 1_000_000_000
+"""What `hot` may be at the most."""
 
 
 def is_number(value: object) -> bool:
@@ -137,7 +139,7 @@ def check_per(
             " its own; give a factory, for example a class or a lambda"
         )
     if hot is not None:
-        check_count(owner, "hot", hot, _MOST_HOT)
+        check_count(owner, "hot", hot, MOST_HOT)
     if idle is not None:
         check_seconds(owner, "idle", idle)
 

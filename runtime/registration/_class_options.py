@@ -31,6 +31,15 @@ def _is_switch(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _says_how(value: Any) -> bool:
+    if isinstance(value, bool):
+        return True
+    # Not at the top: most applications have no durable actors.
+    from ..options._durable import Durable
+
+    return isinstance(value, Durable)
+
+
 def _is_codec(value: Any) -> bool:
     return isinstance(value, Codec) or (isinstance(value, type) and issubclass(value, Codec))
 
@@ -56,7 +65,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "per": _is_text,
     "hot": _is_count,
     "idle": is_number,
-    "durable": _is_switch,
+    "durable": _says_how,
     "key": _is_text,
     "batch": lambda value: isinstance(value, tuple),
     "codec": _is_codec,

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         on,
         run,
     )
+    from .runtime.options._durable import Durable
     from .transports import (
         KafkaConfig,
         KafkaTopic,
@@ -65,6 +66,7 @@ __all__ = [
     "ConnectionHealth",
     "Context",
     "DistributedApplication",
+    "Durable",
     "HandlerCall",
     "Health",
     "JsonFormatter",
@@ -142,6 +144,7 @@ _PARTS = {
         "on",
         "run",
     ),
+    "runtime.options._durable": ("Durable",),
     "transports._outbox_options": ("OutboxFile",),
     "transports": (
         "KafkaConfig",

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from spa_dat import Actor, Context, DistributedApplication, Overflow, RetryPolicy, Socket, on
+from spa_dat import (
+    Actor,
+    Context,
+    DistributedApplication,
+    Durable,
+    Overflow,
+    RetryPolicy,
+    Socket,
+    on,
+)
 from spa_dat.errors import ConfigurationError, RemoteError
 from spa_dat.runtime.hosting._durable_lane import DurableLane
 from spa_dat.testing import Faults, Harness
@@ -178,7 +187,23 @@ class Recent:
     ("options", "text"),
     [
         ({"per": None, "state": None}, "give per="),
-        ({"durable": "yes"}, "give True or False"),
+        ({"durable": "yes"}, "give True, False or Durable"),
+        ({"durable": Durable(version=0)}, r"Durable\(version\)=0"),
+        ({"durable": Durable(version=True)}, r"Durable\(version\)=True"),
+        ({"durable": Durable(upgrade={1: str})}, r"upgrade=\{1: .*never be called, as version=1"),
+        ({"durable": Durable(version=3, upgrade={0: str})}, r"upgrade=\{0: .*never be called"),
+        (
+            {"durable": Durable(version=3, upgrade={1: "x"})},  # type: ignore[dict-item]
+            "'x' cannot be called",
+        ),
+        (
+            {"durable": Durable(upgrade=str)},  # type: ignore[arg-type]
+            "give functions by the versions",
+        ),
+        ({"durable": Durable(hot=0)}, r"Durable\(hot\)=0"),
+        ({"durable": Durable(idle=-1)}, r"Durable\(idle\)=-1"),
+        ({"durable": Durable(hot=1), "hot": 2}, r"hot=2 and Durable\(hot=1\): give only one"),
+        ({"durable": Durable(), "per": None, "state": None}, "give per="),
         ({"qos": 0}, "qos=0 does not go with durable"),
         ({"subscription": "s"}, "subscription='s' does not go with durable"),
         ({"deliver": "share"}, "deliver='share' does not go with durable"),
@@ -239,41 +264,6 @@ async def test_a_request_that_was_handled_before_is_not_handled_again(
             await bus.publish(request, timeout=10)
         await eventually(lambda: app.stats["messages.known"] == 1)
         assert await app.socket().request("work/a", 1, reply=int) == 2
-
-
-@dataclass
-class Renamed:
-    number: int
-
-
-async def test_a_state_that_fits_no_more_is_named_and_left_as_it_is(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    seen: list[Any] = []
-
-    def app_of(kind: type) -> DistributedApplication:
-        app = DistributedApplication("memory://", name="app", state_folder=str(tmp_path))
-
-        @app.application(
-            "work/{key}", per="key", state=kind, durable=True, retry=RetryPolicy(attempts=1)
-        )
-        async def work(key: str, state: Any) -> None:
-            seen.append(state)
-            state.n = 7
-
-        return app
-
-    for kind, stored in ((Count, 0), (Renamed, 1), (Count, 0)):
-        app = app_of(kind)
-        async with app:
-            await app.socket().publish("work/1", b"")
-            await eventually(
-                lambda: app.stats["messages.handled"] + app.stats["dead_letters.stored"] == 1  # noqa: B023
-            )
-        assert app.stats["dead_letters.stored"] == stored
-    assert "the state that is kept of key '1' does not fit Renamed any more" in caplog.text
-    assert [type(state) for state in seen] == [Count, Count]
-    assert seen[1].n == 7
 
 
 @pytest.mark.virtual
