@@ -19,6 +19,7 @@ class Access:
         answers: whether it answers requests.
         reply_topics: filters of where its replies go, besides the inboxes of applications.
         asks_0_4_0: whether it may make requests in the format of spa-dat 0.4.0.
+        transactions: whether an actor commits in transactions.
     """
 
     application: str
@@ -28,3 +29,4 @@ class Access:
     answers: bool = False
     reply_topics: tuple[str, ...] = ()
     asks_0_4_0: bool = False
+    transactions: bool = False

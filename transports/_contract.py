@@ -97,6 +97,8 @@ class Subscription:
             for that of the bus.
         rewind_to: the time to which the subscription goes back, once, if it is beyond it; None for
             none. Only where the provider has ``keeps_history``.
+        transactional: whether its deliveries belong to a `Unit`, with which their effects are
+            committed. Only where the provider has ``has_transactions``.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Subscription:
     retained: Literal["new", "always", "never"] = "new"
     wire: str | None = None
     rewind_to: datetime | None = None
+    transactional: bool = False
 
 
 class Receiver(Protocol):
@@ -328,6 +331,20 @@ class Bus(abc.ABC):
         """
         return opened(envelope)
 
+    def output_of(self, envelope: Envelope, *, letter: bool = False) -> object:
+        """Return a publish as `Outcome.outputs` takes it.
+
+        Only a bus whose provider has ``has_transactions`` has to define it.
+
+        Args:
+            envelope: what is published.
+            letter: whether it is a dead letter, as for `park`.
+
+        Raises:
+            MessageTooLarge, ConfigurationError: as `post` does at once.
+        """
+        raise NotImplementedError
+
     @abc.abstractmethod
     async def drain(self) -> None:
         """Wait until every pending publish has an outcome."""
@@ -356,12 +373,15 @@ class SocketProvider(abc.ABC):
         keeps_history: whether messages stay on the bus after they were handled, so that a
             subscription can go back to a time (``rewind_to``).
         null_headers: whether a header may have no value at all.
+        has_transactions: whether what a handler publishes can be committed with the acknowledgement
+            of its message, `Subscription.transactional`.
         config: the options; providers of one address with equal options are interchangeable.
     """
 
     default_deliver: Literal["share", "all"] = "all"
     keeps_history: bool = False
     null_headers: bool = False
+    has_transactions: bool = False
     config: object = None
     default_qos: int = 1
     default_window: int = 200

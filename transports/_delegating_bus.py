@@ -92,6 +92,10 @@ class DelegatingBus(Bus):
         """See `Bus.opened`."""
         return self._bus.opened(envelope, wire)
 
+    def output_of(self, envelope: Envelope, *, letter: bool = False) -> object:
+        """See `Bus.output_of`."""
+        return self._bus.output_of(envelope, letter=letter)
+
     async def drain(self) -> None:
         """See `Bus.drain`."""
         await self._bus.drain()

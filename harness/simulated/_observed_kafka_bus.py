@@ -15,6 +15,7 @@ from ...transports.kafka._records import Record
 from ...transports.kafka._topic_names import Names
 from ...transports.kafka.consuming._group_member import GroupMember
 from ...transports.kafka.consuming._groupless_reader import Reader
+from ...transports.kafka.consuming._unit_commits import UnitCommits
 from ..kafka_cluster import RequestRefused
 from ..loop._tasks_and_timers import OWNER
 
@@ -91,6 +92,10 @@ class ObservedKafkaBus(KafkaBus):
         inboxes = [self._inbox, *self._lone._open]
         clients: list[Any] = [inbox._consumer for inbox in inboxes]
         clients += [consumer._sessions._consumer for consumer in self._receiving()]
+        for member in self._members():
+            commits = member._rebalances.committer
+            if isinstance(commits, UnitCommits):
+                clients += [unit.producer._library for unit in commits._units]
         producer = self._publisher._producer
         if producer is not None:
             clients.append(producer._library)
@@ -203,6 +208,9 @@ class ObservedKafkaBus(KafkaBus):
             return f"group {name!r} has {unsettled} messages that are not settled"
         if uncommitted:
             return f"group {name!r} has {uncommitted} messages that are not committed"
+        commits = member._rebalances.committer
+        if isinstance(commits, UnitCommits) and commits.pending:
+            return f"group {name!r} has effects that are not committed"
         return None
 
     def _problem_of_reader(self, reader: Reader) -> str | None:

@@ -58,7 +58,7 @@ class DeadLetterStore:
             has_place = has_place or self._lane.take_letter()
             if has_place:
                 try:
-                    await self._connection.bus.park(letter, timeout=_TIMEOUT)
+                    await self._lane.park(delivery, letter, _TIMEOUT)
                 except Exception as refused:  # noqa: BLE001 (tried again, whatever it is)
                     if isinstance(refused, _OVER_ITS_CONTENT):
                         simple = simpler(letter, refused, complete)
@@ -73,7 +73,7 @@ class DeadLetterStore:
                     self._lane.unhealthy(f"a dead letter cannot be stored: {why}")
                 else:
                     if full is not None and not letter.payload:
-                        letter = await self._restore(full) or letter
+                        letter = await self._restore(delivery, full) or letter
                     if cause is not None and not letter.payload:
                         self._tell_of_payload(delivery, complete, cause)
                     self._lane.parked()
@@ -106,7 +106,7 @@ class DeadLetterStore:
             about=message_fields(delivery),
         )
 
-    async def _restore(self, full: Envelope) -> Envelope | None:
+    async def _restore(self, delivery: RoutedDelivery, full: Envelope) -> Envelope | None:
         """Store a letter once more, with its payload, after one without it was accepted.
 
         If the bus refused everything for a while and recovered halfway through the simpler forms,
@@ -114,7 +114,7 @@ class DeadLetterStore:
         be lost because of that. Returns the letter if it is stored.
         """
         try:
-            await self._connection.bus.park(full, timeout=_TIMEOUT)
+            await self._lane.park(delivery, full, _TIMEOUT)
         except Exception:  # noqa: BLE001 (it was the payload, and the stored letter is the best)
             return None
         return full

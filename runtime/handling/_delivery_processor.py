@@ -88,7 +88,7 @@ class DeliveryProcessor:
     def __init__(self, lane: HandlingLane, connection: BusConnection) -> None:
         self._lane = lane
         self._connection = connection
-        self._replies = connection.replies_in(lane.options.wire)
+        self._replies = lane.make_replies()
         self._stats = connection.surroundings.stats
         self._environment = connection.surroundings.environment
         self._now = connection.loop.time
@@ -514,6 +514,9 @@ class DeliveryProcessor:
     ) -> bool:
         """Handle what a handler raised; return whether there is to be another attempt."""
         turn.active = False
+        if turn.outcome is not None:
+            turn.outcome.drop()
+            turn.outcome = None
         for post in turn.posts:
             post.add_done_callback(self._connection.lost_posts.report)
         try:

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..._limited_log import LimitedLog
-from ...transports import Envelope
+from ...transports import Delivery, Envelope
 from ..injection._handler_context import ContextOwner
 from ..messaging._bus_connection import BusConnection
 from ..messaging._middleware import CallOutcome, HandlerCall
+from ..messaging._sent_replies import Replies
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import ActorOptions
@@ -42,6 +43,9 @@ class HandlingLane(ContextOwner, Protocol):
     @property
     def resources(self) -> Mapping[str, Any]:
         """The open resources, by name."""
+
+    def make_replies(self) -> Replies:
+        """Return what sends the replies to its requests."""
 
     # Calls.
 
@@ -96,6 +100,15 @@ class HandlingLane(ContextOwner, Protocol):
 
     def return_letter(self) -> None:
         """Give back a place, because the dead letter is not stored after all."""
+
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+        """Store a dead letter as `Bus.park` does.
+
+        Args:
+            delivery: the message, which is settled next.
+            letter: what is stored.
+            timeout: in seconds.
+        """
 
     def parked(self) -> None:
         """Note that a dead letter was stored in its place."""

@@ -135,12 +135,21 @@ class ActorRunner:
         elif lanes > 1:
             # Each lane has a thread of its own, so no thread can open them for all.
             self.required_resources = required
-            self.lanes = tuple(Lane(self, number) for number in range(lanes))
+            make = self._lane_class()
+            self.lanes = tuple(make(self, number) for number in range(lanes))
         else:
-            self.lanes = (Lane(self),)
+            self.lanes = (self._lane_class()(self),)
             self.required_resources = self.lanes[0].take_thread_resources(required)
         source = self.lanes[0].work_source
         self.calls = source if isinstance(source, CallSource) else None
+
+    def _lane_class(self) -> type[Lane]:
+        if not self.options.exactly_once:
+            return Lane
+        # Only who needs it pays for the module.
+        from ._exactly_once_lane import ExactlyOnceLane
+
+        return ExactlyOnceLane
 
     # For subscriptions.
 

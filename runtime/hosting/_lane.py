@@ -22,6 +22,7 @@ from ..handling._handler_calls import HandlerCaller, RunningCode
 from ..injection._handler_context import ContextOwner
 from ..messaging._middleware import CallOutcome, HandlerCall
 from ..messaging._request_deadlocks import CHAIN_HEADER, circle_of
+from ..messaging._sent_replies import Replies
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import current_turn
@@ -399,6 +400,14 @@ class Lane:
         """Tell the observer, if there is one, why the actor cannot do its work for now."""
         if self._run.observer is not None:
             self._run.observer.troubled(self.address, reason)
+
+    def make_replies(self) -> Replies:
+        """See `HandlingLane.make_replies`."""
+        return self.connection.replies_in(self.options.wire)
+
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+        """See `HandlingLane.park`."""
+        await self.connection.bus.park(letter, timeout=timeout)
 
     def take_letter(self) -> bool:
         """See `HandlingLane.take_letter`."""

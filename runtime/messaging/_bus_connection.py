@@ -334,11 +334,16 @@ class BusConnection:
             turn.answered = turn.answered or len(payload) <= self.bus.max_payload
         return envelope
 
-    def replies_in(self, wire: WireName | None) -> Replies:
-        """Return what sends replies in a format; None for that of the bus."""
-        if wire is None:
+    def replies_in(self, wire: WireName | None, bus: Bus | None = None) -> Replies:
+        """Return what sends replies.
+
+        Args:
+            wire: their format; None for that of the bus.
+            bus: takes them; None for the bus of the connection.
+        """
+        if wire is None and bus is None:
             return self.replies
-        return Replies(self.bus, self.surroundings, self.lost_posts, wire)
+        return Replies(bus or self.bus, self.surroundings, self.lost_posts, wire)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         """Queue a publish; the message being handled is settled only after its confirmation."""

@@ -39,6 +39,13 @@ class MeasuredBus(DelegatingBus):
         self._count(envelope)
         return posted
 
+    def output_of(self, envelope: Envelope, *, letter: bool = False) -> object:
+        """See `Bus.output_of`."""
+        output = self._bus.output_of(envelope, letter=letter)
+        if not letter:
+            self._count(envelope)
+        return output
+
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
         """See `Bus.publish`."""
         try:

@@ -12,7 +12,7 @@ import msgspec
 from ..._texts import quoted
 from ...actors import refuse_unrun
 from ...errors import ConfigurationError
-from ...transports import Envelope, SocketProvider, Surroundings, TopicFilter, TopicTrie
+from ...transports import Bus, Envelope, SocketProvider, Surroundings, TopicFilter, TopicTrie
 from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec
 from ._bus_connection import BusConnection
@@ -222,18 +222,18 @@ class MiddlewareConnection(BusConnection):
             outcome.tell(remote_error(replies[0]) if wanted == 1 else None)
         return replies
 
-    def replies_in(self, wire: WireName | None) -> Replies:
+    def replies_in(self, wire: WireName | None, bus: Bus | None = None) -> Replies:
         """As of `BusConnection`."""
-        return _MiddlewareReplies(self, self._publishing, wire)
+        return _MiddlewareReplies(self, self._publishing, wire, bus or self.bus)
 
 
 class _MiddlewareReplies(Replies):
     """Sends replies that the middleware has seen. It sees no errors: those must arrive."""
 
     def __init__(
-        self, connection: BusConnection, publishing: _Publishing, wire: WireName | None
+        self, connection: BusConnection, publishing: _Publishing, wire: WireName | None, bus: Bus
     ) -> None:
-        super().__init__(connection.bus, connection.surroundings, connection.lost_posts, wire)
+        super().__init__(bus, connection.surroundings, connection.lost_posts, wire)
         self._publishing = publishing
 
     def send(

@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from contextvars import Context, ContextVar
 from hashlib import sha1
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ...transports import Delivery, Envelope
 from ._carried_headers import carried_by, carried_by_all
+
+if TYPE_CHECKING:
+    from ...transports._units import Outcome
 
 __all__ = [
     "Effects",
@@ -65,6 +69,7 @@ class Turn(msgspec.Struct, eq=False):
         batch: the messages, if it is an attempt at several.
         context: the variables of a handler whose reply is to be shown to middleware.
         effects: what it has published and asked for, if that is to be committed; else None.
+        outcome: what is to be committed with the acknowledgement of the message; else None.
     """
 
     message_id: str | Delivery | None
@@ -80,6 +85,7 @@ class Turn(msgspec.Struct, eq=False):
     batch: Sequence[Delivery] = ()
     context: Context | None = None
     effects: Effects | None = None
+    outcome: Outcome | None = None
     _delivery: Delivery | None = None
     _ordinals: dict[str, int] | None = None
     _crowded: int = 1000

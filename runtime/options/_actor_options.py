@@ -86,6 +86,9 @@ class ActorOptions:
             handler publishes is sent after its state is written, a message that comes again is
             known by its id, and a state is undone if the handler fails. It needs one instance, and
             an application with a name.
+        exactly_once: on Kafka: commit what a handler publishes together with the acknowledgement of
+            its message, so that each message has its effects once, whatever fails. It needs one
+            topic for the actor, and an application with a name.
         key: what the key of a message is, for ``concurrency`` above 1 or
             ``Overflow.LATEST_BY_KEY``: the name of a capture, or ``header:`` and the name of a
             header. None for the message's own key. The topic is the key of messages without it.
@@ -130,6 +133,7 @@ class ActorOptions:
     hot: int | None = None
     idle: float | None = None
     durable: bool | Durable = False
+    exactly_once: bool = False
     key: str | None = None
     batch: tuple[int, float] | None = None
     wire: WireName | None = None
@@ -237,15 +241,23 @@ class ActorOptions:
         check_state(owner, self.state)
         check_placement(owner, self.placement, self.processes)
         check_per(owner, self.per, self._not_with_per(), self.state, self.hot, self.idle)
+        self._check_what_lasts(owner)
+        lanes = max(self.places, self.processes)
+        check_concurrency(owner, self.places, self.key, self.overflow, self.state, lanes)
+        check_batch(owner, self.batch, self.window)
+        check_resources(owner, self.ressources)
+
+    def _check_what_lasts(self, owner: str) -> None:
         if self.durable is not False:
             # Not at the top: most applications have no durable actors.
             from ._durable_checks import check_durable
 
             check_durable(owner, self)
-        lanes = max(self.places, self.processes)
-        check_concurrency(owner, self.places, self.key, self.overflow, self.state, lanes)
-        check_batch(owner, self.batch, self.window)
-        check_resources(owner, self.ressources)
+        if self.exactly_once is not False:
+            # Not at the top: most applications have no transactions.
+            from ._exactly_once_checks import check_exactly_once
+
+            check_exactly_once(owner, self)
 
     def _not_with_per(self) -> Mapping[str, bool]:
         """Return the options that ``per`` has no use for, and whether each was given."""
@@ -279,6 +291,7 @@ class HandlerOptions(TypedDict, total=False):
     hot: int | None
     idle: float | None
     durable: bool | Durable
+    exactly_once: bool
     key: str | None
     batch: tuple[int, float] | None
     wire: WireName | None

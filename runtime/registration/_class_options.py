@@ -66,6 +66,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "hot": _is_count,
     "idle": is_number,
     "durable": _says_how,
+    "exactly_once": _is_switch,
     "key": _is_text,
     "batch": lambda value: isinstance(value, tuple),
     "codec": _is_codec,

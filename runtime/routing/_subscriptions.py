@@ -91,6 +91,11 @@ class Subscriptions:
                 " messages are distributed: deliver='share' gives each to one instance,"
                 " deliver='all' to every instance"
             )
+        if options.exactly_once and self._identity.ephemeral:
+            raise ConfigurationError(
+                f"actor {actor.name!r}: exactly_once=True needs an application with a name, which"
+                " goes on after a restart where it has stopped: give name="
+            )
         key = (id(actor.connection), name)
         known = self._entries.get(key)
         if known is None:
@@ -156,6 +161,7 @@ class Subscriptions:
             retained=first.options.retained,
             wire=first.options.wire,
             rewind_to=first.options.moment_to_rewind_to,
+            transactional=first.options.exactly_once,
         )
         shared.router.shared = subscription.share
         shared.router.durable = subscription.durable

@@ -128,6 +128,20 @@ def test_who_answers_no_requests_may_answer_those_who_replay_its_dead_letters(
     assert any(line.endswith(rule) for line in shown("--url", url))
 
 
+def with_transactions() -> str:
+    source = SOURCE.replace("mqtt://broker", "kafka://broker")
+    return source.replace('deliver="share"', "exactly_once=True")
+
+
+def test_rules_for_kafka_have_the_ids_of_transactions(
+    file: Path, shown: Callable[..., list[str]]
+) -> None:
+    wanted = "--operation Write --transactional-id p.plant. --resource-pattern-type prefixed"
+    url = "kafka://k1?prefix=p."
+    file.write_text(with_transactions())
+    assert sum(line.endswith(wanted) for line in shown("--url", url)) == 1
+
+
 @pytest.mark.parametrize("whose", ["bus", "actor"])
 def test_rules_for_kafka_have_the_reply_topics_of_requests_to_0_4_0(
     file: Path, shown: Callable[..., list[str]], whose: str
@@ -229,11 +243,15 @@ async def test_an_application_can_live_with_the_rules_for_mosquitto(
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize("wire", ["cloudevents", "spa-dat"])
+@pytest.mark.parametrize(
+    ("wire", "once"), [("cloudevents", False), ("spa-dat", False), ("cloudevents", True)]
+)
 async def test_an_application_can_live_with_the_rules_for_kafka(
-    file: Path, shown: Callable[..., list[str]], wire: str
+    file: Path, shown: Callable[..., list[str]], wire: str, once: bool
 ) -> None:
     require(Kafka)
+    if once:
+        file.write_text(with_transactions())
     prefix = new_prefix()
     with Kafka(sasl_users={"ann": "secret"}) as broker:
         for topic in ("plant.boiler.temperature", "plant.oven.temperature", "plant-double"):
@@ -245,10 +263,11 @@ async def test_an_application_can_live_with_the_rules_for_kafka(
             f"?allow_plain_password=true&prefix={prefix}&wire={wire}"
         )
         for line in shown("--url", url, "--publish", "alarm/+", "--publish", "plant-double"):
-            found = re.search(r"--operation (\w+) --(\w+) (\S+)( --res.* prefixed)?$", line)
+            found = re.search(r"--operation (\w+) --([\w-]+) (\S+)( --res.* prefixed)?$", line)
             if found is not None:
                 name = found[3] + ("*" if found[4] else "")
-                broker.grant("ann", found[1].upper(), found[2].upper(), name)
+                kind = found[2].upper().replace("-", "_")
+                broker.grant("ann", found[1].upper(), kind, name)
         outside = DistributedApplication(f"{broker.url}?prefix={prefix}")
         async with outside:
             await lives(file, url, outside.socket().publish)

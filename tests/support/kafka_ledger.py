@@ -116,6 +116,11 @@ class Numbers:
         """How many there are so far."""
         return self._next.total()
 
+    @property
+    def sent(self) -> Counter[str]:
+        """How many there are of each key."""
+        return +self._next
+
     async def produce(self, count: int) -> None:
         """So many more; returns when the broker has them."""
         sent: list[asyncio.Future[Any]] = []

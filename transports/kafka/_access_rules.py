@@ -20,7 +20,7 @@ class KafkaRule(NamedTuple):
     Attributes:
         operation: ``READ``, ``WRITE``, ``CREATE`` or ``DELETE``. All but ``CREATE`` imply
             ``DESCRIBE``.
-        kind: ``TOPIC`` or ``GROUP``.
+        kind: ``TOPIC``, ``GROUP`` or ``TRANSACTIONAL_ID``.
         name: of the resource.
         prefixed: whether it is for all whose names begin with that.
     """
@@ -36,7 +36,7 @@ class KafkaRule(NamedTuple):
         return (
             f"--add --allow-principal {quote(f'User:{user}')}"
             f" --operation {self.operation.capitalize()}"
-            f" --{self.kind.lower()} {quote(self.name)}{pattern}"
+            f" --{self.kind.lower().replace('_', '-')} {quote(self.name)}{pattern}"
         )
 
 
@@ -65,6 +65,8 @@ def _rules(config: KafkaConfig, access: Access) -> Iterator[KafkaRule]:
         yield from _topics(names, config, pattern, writing)
     if access.received:
         yield KafkaRule("READ", "GROUP", group, prefixed=True)
+    if access.transactions:
+        yield KafkaRule("WRITE", "TRANSACTIONAL_ID", group, prefixed=True)
     own = ("READ", "WRITE") if config.create_topics == "never" else ("READ", "WRITE", "CREATE")
     for name in (names.replies(access.application), names.dead_letters(access.application)):
         for operation in own:

@@ -169,11 +169,15 @@ class KafkaBus(Bus):
         await self._publisher.outbox.publish(envelope, timeout, self._encode(envelope))
 
     async def park(self, envelope: Envelope, *, timeout: float) -> None:
-        letter = parked(self._application, envelope, self._surroundings.environment.new_id)
-        if not envelope.payload:
-            # A record may be empty, and is kept all the same.
-            letter = msgspec.structs.replace(letter, payload=b"", headers=envelope.headers)
-        await self._publisher.outbox.publish(letter, timeout, self._encode(letter, parking=True))
+        letter, record = self._letter(envelope)
+        await self._publisher.outbox.publish(letter, timeout, record)
+
+    def output_of(self, envelope: Envelope, *, letter: bool = False) -> Record:
+        if letter:
+            return self._letter(envelope)[1]
+        if self._packs or envelope.wire is not None:
+            envelope = self._wires.packed(envelope)
+        return self._encode(envelope)
 
     async def unpark(self, letter: Envelope, *, timeout: float) -> None:
         # A topic forgets nothing on request: who reads the letters finds that this one is gone. It
@@ -233,6 +237,13 @@ class KafkaBus(Bus):
         except BaseException:
             await self._inbox.close()
             raise
+
+    def _letter(self, envelope: Envelope) -> tuple[Envelope, Record]:
+        letter = parked(self._application, envelope, self._surroundings.environment.new_id)
+        if not envelope.payload:
+            # A record may be empty, and is kept all the same.
+            letter = msgspec.structs.replace(letter, payload=b"", headers=envelope.headers)
+        return letter, self._encode(letter, parking=True)
 
     def _no_start(self, problem: ConnectProblem) -> SpaDatError:
         if problem.final:

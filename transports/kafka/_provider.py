@@ -26,6 +26,7 @@ class KafkaProvider(SocketProvider):
     wires = WIRES
     default_deliver: Literal["share", "all"] = "share"
     keeps_history = True
+    has_transactions = True
     null_headers = True
 
     def __init__(self, config: KafkaConfig) -> None:

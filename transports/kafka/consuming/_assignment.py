@@ -32,6 +32,7 @@ class Assignment:
         average: bytes per record of what was handed out last, or more; 0 if nothing was.
         released: the number of deliveries that can be committed since this was set to 0.
         notify_at: see ``on_release``.
+        hurried: whether somebody waits for the next commit.
         trackers: by partition.
         ended: whether it is over.
         open: whether its positions are known, so that something may be handed out.
@@ -50,6 +51,7 @@ class Assignment:
         self.average = 0
         self.released = 0
         self.notify_at = 1
+        self.hurried = False
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
         self.ended = False
         self.open = True
@@ -68,6 +70,11 @@ class Assignment:
             for place, tracker in self.trackers.items()
             if place.topic == topic
         )
+
+    def hurry(self) -> None:
+        """Have what is released next committed without a delay."""
+        self.hurried = True
+        self.notify_at = 0
 
     def end(self) -> None:
         """Stop handing out, and wake whoever is waiting for room."""

@@ -56,6 +56,10 @@ class PartitionTracker(Tracker):
         """The slots that are not released yet, oldest first; to be appended to."""
         return self._slots
 
+    def holds(self, records: int) -> bool:
+        """Return whether more than so many records are here that cannot be committed yet."""
+        return len(self._slots) > records
+
     @property
     def oldest(self) -> int:
         """The offset that keeps everything after it from being committed."""
@@ -104,9 +108,8 @@ class PartitionTracker(Tracker):
             assignment.released = released = assignment.released + count
             if released >= assignment.notify_at:
                 assignment.on_release()
-            if self.paused and len(slots) <= self.resume_at:
-                self.paused = False
-                self._on_room(self.partition)
+            if self.paused:
+                self._make_room()
         elif delivery.size > _SMALL:
             delivery.envelope = _forgotten(delivery.envelope)
         if unsettled <= assignment.wake_at and assignment.size <= assignment.wake_at_size:
@@ -119,7 +122,10 @@ class PartitionTracker(Tracker):
         assignment.released += count
         if assignment.released >= assignment.notify_at:
             assignment.on_release()
-        if self.paused and len(self._slots) <= self.resume_at:
+        self._make_room()
+
+    def _make_room(self) -> None:
+        if self.paused and not self.holds(self.resume_at):
             self.paused = False
             self._on_room(self.partition)
 

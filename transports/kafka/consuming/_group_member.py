@@ -28,12 +28,14 @@ from .._bus_context import BusContext
 from .._reachability import Brokers
 from .._topic_facts import TopicsRecreated
 from ._assignment import Assignment
+from ._commits import Committer
 from ._consumer_sessions import ConsumerSessions, SessionState, unless
 from ._fetching import Fetched
 from ._group_requests import NO_COORDINATOR, join_refusal, unassigned
 from ._pausing import PartitionPauses
 from ._rebalances import COMMIT_TIMEOUT, Rebalances
 from ._start_positions import recreated_since, take_places
+from ._units import Units
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["GroupMember"]
@@ -63,6 +65,10 @@ class GroupMember(ConsumerSessions):
         self._pauses: PartitionPauses | None = None
         moment = subscription.rewind_to
         self._rewind_to = None if moment is None else milliseconds(moment)
+        units: Units | None = None
+        if subscription.transactional:
+            units = Units(context, subscription, self._group)
+            units.check(self._selection)
         self._rebalances = Rebalances(
             context,
             self.identifier,
@@ -70,10 +76,12 @@ class GroupMember(ConsumerSessions):
             self._dispatcher,
             receiver,
             rewind_to=self._rewind_to,
-            remembers=not self._at_most_once,
+            # In transactions only what was committed counts.
+            remembers=not (self._at_most_once or subscription.transactional),
             on_room=self._on_room,
             on_positions=self._positions_known,
             closed=self._closed,
+            units=units,
         )
         self._next_look = 0.0
         self._looks_in_vain = 0
@@ -316,7 +324,7 @@ class GroupMember(ConsumerSessions):
 
     async def _take_at_most_once(self, assignment: Assignment, fetched: Fetched) -> None:
         committer = self._rebalances.committer
-        assert committer is not None
+        assert isinstance(committer, Committer)
         offsets = {partition: records[-1].offset + 1 for partition, records in fetched.items()}
         confirmed = await committer.commit(offsets)
         if assignment.ended:

@@ -57,11 +57,14 @@ class PartitionPauses:
 
     def pause_if_full(self, tracker: PartitionTracker) -> None:
         """Pause a partition with too many records that cannot be committed, and log why."""
-        if tracker.paused or len(tracker.slots) < self._limit:
+        if tracker.paused or not tracker.holds(self._limit - 1):
             return
         tracker.paused = True
         tracker.resume_at = self._limit // 2
         self._consumer.pause(tracker.partition)
+        if len(tracker.slots) < self._limit:
+            # A transaction is under way, or something else that does not depend on the handler.
+            return
         self._stats["kafka.partitions_stuck"] += 1
         _log.warning(
             "%s: offset %d of partition %d of topic %r is not settled, and %d records"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from aiokafka.abc import ConsumerRebalanceListener
@@ -15,12 +16,15 @@ from ..._contract import Receiver
 from .._aiokafka_private import is_lost, rejoin, watch_topics
 from .._bus_context import BusContext
 from .._takeovers import Takeovers
+from ..producing._transactions import TransactionFailed
 from ._assignment import Assignment
 from ._commits import Committer
 from ._committable_offsets import PartitionTracker
 from ._consumer_sessions import unless
 from ._dispatcher import Dispatcher
 from ._start_positions import compare
+from ._unit_commits import UnitCommits
+from ._units import Units
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["COMMIT_TIMEOUT", "MemberState", "Rebalances"]
@@ -76,6 +80,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         on_positions: called with the topics that were deleted and recreated, when the positions of
             a new assignment are known.
         closed: set when the consumer is closed.
+        units: makes what commits the partitions in transactions; None if they are committed
+            without.
 
     Attributes:
         assignment: the current one; None between two.
@@ -96,9 +102,10 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         on_room: Callable[[TopicPartition], None],
         on_positions: Callable[[Collection[str]], None],
         closed: asyncio.Event,
+        units: Units | None = None,
     ) -> None:
         self.assignment: Assignment | None = None
-        self.committer: Committer | None = None
+        self.committer: Committer | UnitCommits | None = None
         self.misplaced: Exception | None = None
         self._identifier = identifier
         self._group = group
@@ -122,6 +129,10 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self._placed = asyncio.Event()
         self._consumer: Any = None
         self._guard: PartitionGuard | None = None
+        self._units = units
+        # A rebalance and a rollback have to wait for each other.
+        self._changing = asyncio.Lock()
+        self._rolling_back: asyncio.Task[None] | None = None
 
     def _become(self, state: MemberState) -> None:
         """Change the state; the only place where it changes."""
@@ -158,6 +169,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             wait: whether to wait for what is running.
             commit_within: returns how many seconds the last commit may take.
         """
+        await self._stop_rolling_back()
         try:
             assignment, committer = self.assignment, self.committer
             if assignment is None or committer is None:
@@ -176,13 +188,15 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         try:
-            await self._give_up()
+            async with self._changing:
+                await self._give_up()
         except Exception:  # noqa: BLE001 (nobody else would say so)
             _log.exception("consumer %r could not give back partitions", self._identifier)
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         try:
-            await self._take_over(assigned)
+            async with self._changing:
+                await self._take_over(assigned)
         except Exception:  # noqa: BLE001 (nobody else would say so)
             _log.exception("consumer %r could not take over partitions", self._identifier)
 
@@ -217,29 +231,81 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         assignment.open = False
         self._placed.clear()
         for partition in sorted(partitions):
-            assignment.trackers[partition] = PartitionTracker(assignment, partition, self._on_room)
+            assignment.trackers[partition] = self._tracker_of(assignment, partition)
         self._dispatcher.keep(assignment.trackers)
         if self._guard is not None:
             self._guard.reassigned(partitions)
         self.assignment = assignment
-        self.committer = Committer(
-            self._consumer, assignment, self._config, self._stats, self._group
-        )
+        self.committer = self._committer_of(assignment)
         if self._state in _PUT_OUT:
             watch_topics(self._consumer)
         self._become(MemberState.ASSIGNED)
         self.misplaced = None
         try:
+            if isinstance(self.committer, UnitCommits):
+                # What is committed in these partitions is known only after that.
+                self._consumer.pause(*assignment.trackers)
+                await self.committer.open()
             async with asyncio.timeout(self._config.connect_timeout):
                 gone = await compare(self._consumer, assignment, self._rewind_to)
+            if self._units is not None:
+                await self._units.take_places(self._consumer, assignment, gone)
             self._on_positions(gone)
             self._say_what_comes_again(assignment)
             assignment.open = True
+            if self._units is not None:
+                for partition in assignment.trackers:
+                    self._on_room(partition)
         except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
             self.misplaced = error
         self._placed.set()
         self._reassigned.set()
         self.resume()
+
+    def _tracker_of(self, assignment: Assignment, partition: TopicPartition) -> PartitionTracker:
+        if self._units is None:
+            return PartitionTracker(assignment, partition, self._on_room)
+        return self._units.tracker(assignment, partition, self._on_room)
+
+    def _committer_of(self, assignment: Assignment) -> Committer | UnitCommits:
+        if self._units is None:
+            return Committer(self._consumer, assignment, self._config, self._stats, self._group)
+        return self._units.commits(assignment, partial(self._transaction_failed, assignment))
+
+    # Transactions that fail.
+
+    def _transaction_failed(self, assignment: Assignment, error: TransactionFailed) -> None:
+        if self._rolling_back is None and assignment is self.assignment and not assignment.ended:
+            self._rolling_back = asyncio.ensure_future(self._roll_back(assignment, error))
+            self._rolling_back.add_done_callback(self._rolled_back)
+
+    def _rolled_back(self, task: asyncio.Task[None]) -> None:
+        self._rolling_back = None
+        if not task.cancelled() and task.exception() is not None:
+            _log.error(
+                "consumer %r could not begin again", self._identifier, exc_info=task.exception()
+            )
+
+    async def _roll_back(self, assignment: Assignment, error: TransactionFailed) -> None:
+        """Drop everything that is not committed, and begin again at what is."""
+        assert self._units is not None
+        assignment.end()
+        self._hold()
+        if error.fenced:
+            # Another member may have the partitions, and must not be fenced in turn: this one is
+            # told so within that time.
+            await asyncio.sleep(2 * self._config.heartbeat_interval)
+        async with self._changing:
+            if self.assignment is not assignment or self.committer is None:
+                return
+            await self.committer.finish(COMMIT_TIMEOUT, lost=is_lost(self._consumer))
+            self._units.leave(assignment)
+            await self._take_over([*assignment.trackers])
+
+    async def _stop_rolling_back(self) -> None:
+        if self._rolling_back is not None:
+            self._rolling_back.cancel()
+            await asyncio.wait((self._rolling_back,))
 
     def _say_what_comes_again(self, assignment: Assignment) -> None:
         if assignment.again:

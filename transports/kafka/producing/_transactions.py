@@ -92,6 +92,11 @@ class TransactionFailed(Exception):
         self.refusals = refusals
         self.__cause__ = cause
 
+    @property
+    def fenced(self) -> bool:
+        """Whether another producer with the id has been started."""
+        return isinstance(self.__cause__, (kafka.ProducerFenced, kafka.InvalidProducerEpoch))
+
 
 class TransactionalProducer:
     """One transactional producer of the library, from its start to its first failure.
@@ -119,6 +124,7 @@ class TransactionalProducer:
         self._choice = choice
         self._patience = min(config.request_timeout, _MOST_FOR_A_STEP)
         self._failed: BaseException | None = None
+        self._closed = False
         most = max(config.max_batch, config.max_payload + 65_536)
         self._library = AIOKafkaProducer(
             **common_options(config, client_id),
@@ -188,7 +194,9 @@ class TransactionalProducer:
         """End it at once. Never raises; bounded in time."""
         if self._failed is None:
             self._failed = kafka.ProducerClosed()
-        await close_producer(self._library)
+        if not self._closed:
+            self._closed = True
+            await close_producer(self._library)
 
     async def _commit(
         self,

@@ -1,0 +1,155 @@
+"""Lanes whose messages have their effects exactly once, because they are committed together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from ..._texts import describe
+from ...actors import refuse_unrun
+from ...errors import SpaDatError
+from ...transports import Delivery, Envelope, on_outcome
+from ...transports._delegating_bus import DelegatingBus
+from ...transports._units import Outcome, Unit
+from ..handling._argument_values import ProducerScope
+from ..messaging._bus_connection import BusConnection
+from ..messaging._sent_replies import Replies
+from ..messaging._socket import Socket
+from ..messaging._turn import current_turn
+from ..options._retry_policy import Reject
+from ._lane import Lane
+
+__all__ = ["ExactlyOnceLane"]
+
+
+class ExactlyOnceLane(Lane):
+    """A lane of an actor with ``exactly_once``.
+
+    What a handler publishes is recorded, and so is the dead letter of a message that cannot be
+    handled. The unit that the message belongs to commits it with the acknowledgement, when the
+    handler has succeeded; replies are sent after that. Messages that do not belong to a unit, such
+    as replayed ones, are handled as by any other actor.
+    """
+
+    def _make_socket(self) -> Socket:
+        options, runtime = self.options, self.runner.runtime
+        return _RecordingSocket(self.connection, self.source, runtime, options.codec, options.wire)
+
+    def make_replies(self) -> Replies:
+        """As of `Lane`, sent after the commit."""
+        bus = _AfterCommit(self.connection)
+        return self.connection.replies_in(self.options.wire, bus)
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """As of `Lane`; none, because something has to be done after every call."""
+        return [None] * len(self.handlers)
+
+    def invoke(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Awaitable[Any]:
+        """As of `Lane`; notes what the call has come to."""
+        return self._invoke_and_note(instance, index, arguments, scope)
+
+    async def _invoke_and_note(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Any:
+        turn = current_turn.get()
+        assert turn is not None
+        delivery = turn.delivery
+        assert delivery is not None
+        unit = delivery.tracker
+        if not isinstance(unit, Unit):
+            return await super().invoke(instance, index, arguments, scope)
+        refused = unit.refused(delivery)
+        if refused is not None:
+            raise Reject(
+                f"what an earlier attempt has published was refused: {describe(refused.error)}"
+            )
+        turn.outcome = outcome = Outcome()
+        result = await super().invoke(instance, index, arguments, scope)
+        if result is not None:
+            refuse_unrun(result, self.handlers[index].injection.name)
+        turn.refuse_failure()
+        # What was posted to other buses has to be there before the message counts as handled.
+        if turn.posts:
+            await asyncio.gather(*turn.posts)
+        unit.note(delivery, outcome, hurry=turn.request is not None)
+        return result
+
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+        """As of `Lane`: committed with the acknowledgement, unless it was refused there."""
+        unit = delivery.tracker
+        refused = unit.refused(delivery) if isinstance(unit, Unit) else None
+        if not isinstance(unit, Unit) or (refused is not None and refused.letter_too):
+            await super().park(delivery, letter, timeout)
+            return
+        unit.note(delivery, Outcome([self.connection.bus.output_of(letter, letter=True)]))
+
+
+class _RecordingSocket(Socket):
+    """The socket of a lane, which records what a handler publishes until it is committed."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._send = self._record_or_send
+        self._post = self._record_or_post
+
+    async def _record_or_send(self, envelope: Envelope, *, timeout: float) -> None:
+        if not self._recorded(envelope):
+            await self._connection.publish(envelope, timeout=timeout)
+
+    def _record_or_post(self, envelope: Envelope) -> object:
+        return None if self._recorded(envelope) else self._connection.post(envelope)
+
+    def _recorded(self, envelope: Envelope) -> bool:
+        turn, connection = current_turn.get(), self._connection
+        if turn is None or not turn.active or turn.outcome is None:
+            return False
+        if turn.is_reply(envelope.topic):
+            turn.outcome.committed.append(partial(_send, connection, envelope))
+        else:
+            turn.outcome.outputs.append(connection.bus.output_of(envelope))
+        connection.recorded(envelope)
+        return True
+
+
+class _AfterCommit(DelegatingBus):
+    """Posts the reply to a request once what the request has come to is committed.
+
+    Args:
+        connection: whose bus it is.
+    """
+
+    def __init__(self, connection: BusConnection) -> None:
+        super().__init__(connection.bus)
+        self._connection = connection
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        """See `Bus.post`; what is posted without an outcome goes at once."""
+        turn = current_turn.get()
+        if turn is None or turn.outcome is None:
+            return self._bus.post(envelope)
+        turn.outcome.committed.append(partial(_send, self._connection, envelope))
+        # The message does not have to wait for it.
+        done: asyncio.Future[None] = self._connection.loop.create_future()
+        done.set_result(None)
+        return done
+
+
+def _send(connection: BusConnection, reply: Envelope) -> None:
+    """Send a reply that nobody waits for here: if it is lost, its requester asks again."""
+    try:
+        posted = connection.bus.post(reply)
+    except SpaDatError as error:
+        connection.surroundings.stats["replies.refused"] += 1
+        connection.lost_posts.report(_failed(connection, error))
+        return
+    on_outcome(posted, connection.lost_posts.report)
+
+
+def _failed(connection: BusConnection, error: SpaDatError) -> asyncio.Future[None]:
+    posted: asyncio.Future[None] = connection.loop.create_future()
+    posted.set_exception(error)
+    return posted

@@ -1,0 +1,384 @@
+"""Messages that have their effects exactly once, on a simulated cluster."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from spa_dat import (
+    Actor,
+    DistributedApplication,
+    Message,
+    Overflow,
+    Reject,
+    RetryPolicy,
+    Socket,
+    SocketProviderFactory,
+    on,
+)
+from spa_dat.errors import ConfigurationError, PublishRefused, RemoteError
+from spa_dat.testing import Faults, Harness
+from spa_dat.transports.kafka.consuming._unit_tracker import RefusedOutcomes
+from spa_dat.transports.kafka.consuming._units import Units
+from spa_dat.transports.kafka.producing._transactions import (
+    Refusals,
+    TransactionalProducer,
+    TransactionFailed,
+)
+
+URL = "kafka://cluster?partitions=3"
+PATIENT = RetryPolicy(attempts=100, first=0.01)
+FAULTS = replace(Faults.all(), duplicate=0.0, most=30)
+
+
+def application(url: str = URL, name: str | None = "shop", **more: Any) -> DistributedApplication:
+    return DistributedApplication(url, name=name, **more)
+
+
+def test_what_a_handler_publishes_is_committed_with_its_message_and_not_before() -> None:
+    app = application()
+    seen: list[int] = []
+
+    @app.application("orders", exactly_once=True)
+    async def orders(number: int, socket: Socket) -> None:
+        await socket.publish("invoices", number)
+        seen.append(len(harness.published("invoices")))
+        socket.post("labels", number)
+
+    with Harness(app) as harness:
+        harness.publish("orders", 1)
+        harness.settle()
+        assert seen == [0]
+        assert harness.published("invoices") == [1]
+        assert harness.published("labels") == [1]
+        assert app.stats["kafka.transactions"] == 1
+
+
+def test_an_attempt_that_fails_publishes_nothing() -> None:
+    app = application()
+
+    @app.application("orders", exactly_once=True, retry=RetryPolicy(attempts=2))
+    async def orders(number: int, socket: Socket, message: Message[int]) -> None:
+        await socket.publish("invoices", number)
+        if number == 13:
+            raise ValueError("bad luck")
+
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        for number in (12, 13, 14):
+            harness.publish("orders", number)
+        harness.settle()
+        assert sorted(harness.published("invoices")) == [12, 14]
+        (letter,) = harness.dead_letters()
+        assert (letter.payload, letter.error) == (b"13", "ValueError")
+
+
+def test_messages_with_the_same_key_stay_in_order_in_lanes() -> None:
+    app = application()
+
+    @app.application("orders", exactly_once=True, concurrency=4)
+    async def orders(number: int, socket: Socket, message: Message[int]) -> None:
+        await socket.publish(f"invoices/{message.key}", number)
+
+    with Harness(app) as harness:
+        for number in range(40):
+            harness.publish("orders", number, key=f"k{number % 5}")
+        harness.settle()
+        for key in range(5):
+            assert harness.published(f"invoices/k{key}") == list(range(key, 40, 5))
+
+
+def test_a_reply_is_sent_after_the_commit() -> None:
+    app = application()
+
+    @app.application("price", exactly_once=True)
+    async def price(number: int, socket: Socket) -> int:
+        socket.post("asked", number)
+        return number * 2
+
+    @app.application("price/by-hand", exactly_once=True, replies=True)
+    async def by_hand(message: Message[int], socket: Socket) -> None:
+        socket.post("asked", message.payload)
+        await message.reply(message.payload * 3)
+
+    @app.application("refused", exactly_once=True)
+    async def refused(number: int, socket: Socket) -> int:
+        socket.post("asked", number)
+        raise Reject("never")
+
+    with Harness(app) as harness:
+        assert harness.request("price", 4) == b"8"
+        assert app.stats["kafka.transactions"] == 1
+        assert harness.request("price/by-hand", 5) == b"15"
+        assert app.stats["kafka.transactions"] == 2
+        harness.expect_failure(Reject)
+        with pytest.raises(RemoteError, match="never"):
+            harness.request("refused", 6)
+        harness.settle()
+        assert harness.published("asked") == [4, 5]
+
+
+def test_a_reply_that_cannot_be_encoded_takes_the_effects_with_it() -> None:
+    app = application()
+
+    @app.application("price", exactly_once=True)
+    async def price(number: int, socket: Socket) -> object:
+        socket.post("asked", number)
+        return {object(): 1}
+
+    with Harness(app) as harness:
+        harness.expect_failure(Exception)
+        with pytest.raises(RemoteError):
+            harness.request("price", 4)
+        harness.settle()
+        assert harness.published("asked") == []
+
+
+def test_what_the_cluster_refuses_makes_its_message_a_dead_letter_and_no_other() -> None:
+    app = application(URL + "&max_payload=2000000")
+
+    @app.application("orders", exactly_once=True)
+    async def orders(number: int, socket: Socket) -> None:
+        await socket.publish("invoices", b"x" * (1_500_000 if number == 3 else 10))
+
+    with Harness(app) as harness:
+        harness.expect_failure(Reject)
+        for number in range(6):
+            harness.publish("orders", number, key="one")
+        harness.settle()
+        assert len(harness.published("invoices")) == 5
+        (letter,) = harness.dead_letters()
+        assert letter.payload == b"3"
+
+
+def test_two_applications_share_the_partitions() -> None:
+    apps = [forwarding(number) for number in range(2)]
+    with Harness(*apps) as harness:
+        for number in range(30):
+            harness.publish("orders", number, key=f"k{number % 7}")
+        harness.settle()
+        assert Counter(harness.published("invoices")) == Counter(range(30))
+        assert all(app.stats["kafka.transactions"] for app in apps)
+
+
+def forwarding(number: int = 0) -> DistributedApplication:
+    app = application(instance=str(number))
+
+    @app.application("orders", exactly_once=True, retry=PATIENT)
+    async def orders(number: int, socket: Socket) -> None:
+        await socket.publish("invoices", number)
+        await socket.publish(f"parts/{number % 3}", number, key=str(number))
+
+    return app
+
+
+def forward(seed: int) -> tuple[Counter[int], Counter[int]]:
+    """Return what comes out of 60 numbers while faults strike."""
+    with Harness(forwarding(0), forwarding(1), seed=seed, faults=FAULTS) as harness:
+        for number in range(60):
+            harness.publish("orders", number, key=f"k{number % 7}")
+            if number % 9 == 0:
+                harness.advance(0.3)
+        harness.settle()
+        return Counter(harness.published("invoices")), Counter(harness.published("parts/+"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_faults_strike_everything_is_there_once(seed: int) -> None:
+    assert forward(seed) == (Counter(range(60)), Counter(range(60)))
+
+
+def fail_often(monkeypatch: pytest.MonkeyPatch, seed: int) -> Counter[str]:
+    """Let transactions fail before and after they are committed; count both."""
+    commit, dice, failures = TransactionalProducer.commit, random.Random(seed), Counter[str]()
+
+    async def unsure(self: TransactionalProducer, *arguments: Any, **more: Any) -> None:
+        if dice.random() < 0.3:
+            failures["before"] += 1
+            raise TransactionFailed(OSError("never sent"))
+        await commit(self, *arguments, **more)
+        if dice.random() < 0.3:
+            failures["after"] += 1
+            raise TransactionFailed(OSError("no answer"))
+
+    monkeypatch.setattr(TransactionalProducer, "commit", unsure)
+    return failures
+
+
+def forward_unsure() -> tuple[Counter[int], list[list[int]]]:
+    """Return what comes out of 60 numbers, and the numbers of each key in order."""
+    app = application()
+
+    @app.application("orders", exactly_once=True)
+    async def orders(number: int, socket: Socket, message: Message[int]) -> None:
+        await socket.publish(f"invoices/{message.key}", number, key=message.key)
+
+    with Harness(app) as harness:
+        for number in range(60):
+            harness.publish("orders", number, key=f"k{number % 7}")
+            harness.advance(0.05)
+        harness.settle()
+        keys = [harness.published(f"invoices/k{key}") for key in range(7)]
+        return Counter(harness.published("invoices/+")), keys
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_transaction_that_has_failed_is_looked_up_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    failures = fail_often(monkeypatch, seed)
+    assert forward_unsure() == (
+        Counter(range(60)),
+        [list(range(key, 60, 7)) for key in range(7)],
+    )
+    assert min(failures["before"], failures["after"]) > 0
+
+
+def test_without_going_back_to_what_is_committed_something_would_be_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def stay(*_: object) -> None:
+        """Go on where the library is."""
+
+    monkeypatch.setattr(Units, "take_places", stay)
+    fail_often(monkeypatch, 1)
+    with pytest.raises(AssertionError):
+        assert forward_unsure()[0] == Counter(range(60))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"per": "a"}, "per='a'"),
+        ({"batch": (5, 1.0)}, "batch="),
+        ({"overflow": Overflow.DROP_NEWEST}, "overflow="),
+        ({"qos": 0}, "qos=0"),
+        ({"subscription": "both"}, "subscription='both'"),
+        ({"deliver": "all"}, "deliver='all'"),
+        ({"rewind_to": "2026-01-01T00:00Z"}, "rewind_to="),
+        ({"placement": "process"}, "placement='process'"),
+        ({"exactly_once": "yes"}, "give True or False"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], problem: str) -> None:
+    app = application()
+    given = {"exactly_once": True, **options}
+    with pytest.raises(ConfigurationError, match=problem):
+
+        @app.application("orders/{a}", **given)
+        async def orders(payload: bytes) -> None: ...
+
+
+@pytest.mark.parametrize("url", ["memory://", "mqtt://broker"])
+def test_a_bus_without_transactions_is_refused(url: str) -> None:
+    app = application(url)
+    with pytest.raises(ConfigurationError, match="needs a bus with transactions"):
+
+        @app.application("orders", exactly_once=True)
+        async def orders(payload: bytes) -> None: ...
+
+
+def test_an_application_without_a_name_is_refused() -> None:
+    app = application(name=None)
+
+    @app.application("orders", exactly_once=True)
+    async def orders(payload: bytes) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="application with a name"), Harness(app):
+        """It does not start."""
+
+
+def test_several_topics_are_refused() -> None:
+    app = application()
+
+    @app.application("orders/+", exactly_once=True)
+    async def orders(payload: bytes) -> None: ...
+
+    class Orders(Actor):
+        exactly_once = True
+
+        @on("orders")
+        @on("returns")
+        async def take(self, payload: bytes) -> None: ...
+
+    other = application()
+    other.add(Orders)
+    for one in (app, other):
+        with pytest.raises(ConfigurationError, match="reads several topics"), Harness(one):
+            """It does not start."""
+
+
+def test_publishes_on_another_bus_are_there_before_the_commit() -> None:
+    app = application()
+    other = SocketProviderFactory.from_url("memory://other")
+
+    @app.application("orders", exactly_once=True)
+    async def orders(number: int, socket: Socket) -> None:
+        app.socket(socket_provider=other).post("elsewhere", number)
+        socket.post("invoices", number)
+
+    @app.application("elsewhere", socket_provider=other)
+    async def elsewhere(number: int) -> None: ...
+
+    with Harness(app) as harness:
+        harness.publish("orders", 1)
+        harness.settle()
+        assert harness.published("invoices") == [1]
+        assert harness.published("elsewhere") == [1]
+
+
+def test_a_dead_letter_that_is_refused_as_well_is_stored_without_a_transaction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = application()
+    refused: list[int] = []
+    commit = TransactionalProducer.commit
+
+    async def refuse(
+        self: TransactionalProducer, records: Any, offsets: Any, *, apart: bool = False
+    ) -> None:
+        for place, placed in enumerate(records):
+            if b"13" in (placed.record.value or b""):
+                refused.append(place)
+                errors = {place: PublishRefused("not this one")}
+                raise TransactionFailed(OSError(), Refusals(errors, certain=True))
+        await commit(self, records, offsets, apart=apart)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", refuse)
+
+    @app.application("orders", exactly_once=True)
+    async def orders(number: int, socket: Socket) -> None:
+        await socket.publish("invoices", number)
+
+    with Harness(app) as harness:
+        harness.expect_failure(Reject)
+        for number in (12, 13, 14):
+            harness.publish("orders", number, key="one")
+        harness.settle()
+        assert harness.published("invoices") == [12, 14]
+        (letter,) = harness.dead_letters()
+        assert letter.payload == b"13"
+        assert "not this one" in letter.text
+        assert len(refused) == 2
+
+
+def test_large_batches_are_taken_apart_to_find_what_is_refused() -> None:
+    refused = RefusedOutcomes()
+    errors = dict.fromkeys((2, 3), PublishRefused("one of them"))
+    refused.add(Refusals(errors, certain=False), [10, 11, 11, 14])
+    assert refused.apart_until == 15
+    assert refused.of(14) is None
+    refused.add(Refusals({3: PublishRefused("this one")}, certain=True), [10, 11, 11, 14])
+    known = refused.of(14)
+    assert known is not None
+    assert not known.letter_too
+    refused.add(Refusals({0: PublishRefused("its letter")}, certain=True), [14])
+    known = refused.of(14)
+    assert known is not None
+    assert known.letter_too
+    refused.forget_before(15)
+    assert refused.of(14) is None

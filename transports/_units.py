@@ -1,0 +1,69 @@
+"""Units: what a bus with transactions commits together, and the outcomes of messages in them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from ..errors import SpaDatError
+from ._delivery import Delivery, Tracker
+
+__all__ = ["Outcome", "Refused", "Unit"]
+
+
+class Outcome(msgspec.Struct, eq=False):
+    """What handling one message has come to: kept with its acknowledgement, or not at all.
+
+    Attributes:
+        outputs: what is published, as `Bus.output_of` has returned it.
+        committed: called once all of it is committed; never if it is not.
+        size: the bytes of the outputs, once the unit has them.
+    """
+
+    outputs: list[object] = []
+    committed: list[Callable[[], None]] = []
+    size: int = 0
+
+    def drop(self) -> None:
+        """Forget all of it: the attempt has failed."""
+        self.outputs.clear()
+        self.committed.clear()
+
+
+class Refused(NamedTuple):
+    """Why an earlier outcome of a message cannot be committed, so that it has to have another one.
+
+    Attributes:
+        error: the answer to one of its outputs.
+        letter_too: whether its dead letter was refused as well.
+    """
+
+    error: SpaDatError
+    letter_too: bool
+
+
+class Unit(Tracker, abc.ABC):
+    """The tracker of deliveries whose outcomes are committed together with their acknowledgement.
+
+    The longest settled prefix is committed now and then. If that fails, everything that is not
+    committed comes again, and what handlers make of the earlier deliveries counts for nothing.
+    """
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def note(self, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
+        """Note the outcome of a delivery that is about to be settled, in place of any earlier one.
+
+        Args:
+            delivery: the delivery.
+            outcome: its outcome, to which more may be added until it is settled.
+            hurry: whether somebody waits for it.
+        """
+
+    @abc.abstractmethod
+    def refused(self, delivery: Delivery) -> Refused | None:
+        """Return why the outcome of an earlier receipt of a message was refused, if it was."""

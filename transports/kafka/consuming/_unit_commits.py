@@ -1,0 +1,251 @@
+"""Commits of units: transactions with an offset of a partition, and outcomes of its messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from ...._limited_log import LimitedLog
+from ...._logs import get_logger
+from ...._texts import describe
+from .._config import KafkaConfig
+from .._offset_notes import offset_note
+from ..producing._transactions import Placed, TransactionalProducer, TransactionFailed
+from ._assignment import Assignment
+from ._unit_tracker import Due, RefusedOutcomes, UnitTracker, records_of
+
+__all__ = ["UnitCommits"]
+
+_log = get_logger(__name__)
+
+_NEVER = 1 << 62
+_INTERVAL = 0.1
+# What a transaction costs, so that many partitions do not take all of the time.
+_INTERVAL_OF_A_PARTITION = 0.005
+_MOST_OUTCOMES = 5_000
+
+
+class _Unit:
+    """One partition of an assignment, and the producer that commits it.
+
+    Attributes:
+        tracker: its deliveries.
+        producer: commits it.
+        task: the transaction under way; None if there is none.
+        failed: whether one has failed, so that nothing more of this assignment is committed.
+    """
+
+    def __init__(self, tracker: UnitTracker, producer: TransactionalProducer) -> None:
+        self.tracker = tracker
+        self.producer = producer
+        self.task: asyncio.Task[None] | None = None
+        self.failed = False
+
+
+class UnitCommits:
+    """Commits the settled prefixes of an assignment's partitions, each in transactions of its own.
+
+    It ends with the assignment, or with the first transaction that fails: then everything begins
+    anew at what is committed, as it is not known what that is.
+
+    Args:
+        assignment: the assignment, whose trackers are `UnitTracker`s.
+        config: says how often to commit.
+        stats: counts ``kafka.transactions`` and ``kafka.transactions_failed``.
+        group: its id.
+        make: makes the producer of a partition.
+        refusals: what was refused, by partition.
+        on_failed: called once with the reason when a transaction has failed.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        config: KafkaConfig,
+        stats: Counter[str],
+        group: str,
+        make: Callable[[TopicPartition], TransactionalProducer],
+        refusals: Mapping[TopicPartition, RefusedOutcomes],
+        on_failed: Callable[[TransactionFailed], None],
+    ) -> None:
+        self._assignment = assignment
+        self._config = config
+        self._stats = stats
+        self._group = group
+        self._refusals = refusals
+        self._on_failed = on_failed
+        self._loop = asyncio.get_running_loop()
+        self._log = LimitedLog(_log)
+        self._units: list[_Unit] = []
+        for partition, tracker in assignment.trackers.items():
+            assert isinstance(tracker, UnitTracker)
+            self._units.append(_Unit(tracker, make(partition)))
+        self._interval = max(
+            min(config.commit_interval, _INTERVAL), _INTERVAL_OF_A_PARTITION * len(self._units)
+        )
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon = False
+        self._ended = False
+        assignment.on_release = self._on_release
+
+    async def open(self) -> None:
+        """Start the producers: what others have begun in these partitions is over then.
+
+        Raises:
+            OSError, aiokafka.errors.KafkaError: no connection, or the cluster refuses it.
+        """
+        starting = [asyncio.ensure_future(unit.producer.start()) for unit in self._units]
+        try:
+            await asyncio.gather(*starting)
+        except BaseException:
+            for start in starting:
+                start.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            raise
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is settled and not committed."""
+        return any(
+            unit.task is not None or unit.tracker.commit_at > unit.tracker.committed
+            for unit in self._units
+        )
+
+    # When.
+
+    def _on_release(self) -> None:
+        assignment = self._assignment
+        if self._ended:
+            assignment.notify_at = _NEVER
+        elif assignment.hurried or assignment.released >= _MOST_OUTCOMES:
+            assignment.notify_at = _NEVER
+            self._commit_soon()
+        else:
+            assignment.notify_at = _MOST_OUTCOMES
+            if self._timer is None:
+                self._timer = self._loop.call_later(self._interval, self._commit_all)
+
+    def _commit_soon(self) -> None:
+        if not self._soon:
+            self._soon = True
+            self._loop.call_soon(self._commit_all)
+
+    def _commit_all(self) -> None:
+        self._soon = False
+        self._cancel_timer()
+        assignment = self._assignment
+        assignment.released, assignment.notify_at, assignment.hurried = 0, 1, False
+        for unit in self._units:
+            self._begin(unit)
+
+    def _begin(self, unit: _Unit) -> None:
+        if self._ended or unit.task is not None or unit.failed:
+            return
+        due = unit.tracker.due(_MOST_OUTCOMES)
+        if due is None:
+            return
+        unit.task = self._loop.create_task(self._commit(unit, due))
+        unit.task.add_done_callback(lambda _: self._done(unit))
+
+    def _done(self, unit: _Unit) -> None:
+        unit.task = None
+        if unit.tracker.commit_at > unit.tracker.committed and not unit.failed:
+            self._on_release()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def catch_up(self, position: Callable[[TopicPartition], int]) -> None:
+        """Commit past records that were read but are not handed out.
+
+        Args:
+            position: returns up to where a partition was read and handed out.
+        """
+        assignment = self._assignment
+        news = [
+            tracker.pass_to(position(place))
+            for place, tracker in assignment.trackers.items()
+            if assignment.ids or tracker.first >= 0
+        ]
+        if any(news):
+            self._on_release()
+
+    # Committing.
+
+    async def _commit(self, unit: _Unit, due: Due) -> None:
+        tracker = unit.tracker
+        place = tracker.partition
+        assignment, refusals = self._assignment, self._refusals[place]
+        records, offsets = records_of(due)
+        note = offset_note(assignment.ids.get(place.topic), assignment.rewound.get(place))
+        try:
+            await unit.producer.commit(
+                [Placed(record) for record in records],
+                {place: OffsetAndMetadata(due.offset, note)},
+                apart=bool(due.outcomes) and due.outcomes[0][0] < refusals.apart_until,
+            )
+        except TransactionFailed as error:
+            unit.failed = True
+            if error.refusals is not None:
+                refusals.add(error.refusals, offsets)
+            self._fail(place, error)
+            return
+        self._stats["kafka.transactions"] += 1
+        tracker.has_committed(due)
+        for _, outcome in due.outcomes:
+            for committed in outcome.committed:
+                committed()
+
+    def _fail(self, place: TopicPartition, error: TransactionFailed) -> None:
+        self._stats["kafka.transactions_failed"] += 1
+        if self._ended:
+            _log.info("group %r: the last transaction has failed: %s", self._group, error)
+            return
+        self._log.warning(
+            "group %r: a transaction of partition %d of topic %r has failed, and what was handled"
+            " since the last one is handled again: %s",
+            self._group,
+            place.partition,
+            place.topic,
+            describe(error.__cause__ or error),
+        )
+        self._on_failed(error)
+
+    async def finish(self, timeout: float, *, lost: bool = False) -> None:
+        """Commit what is left, within ``timeout`` seconds, and nothing after that.
+
+        Args:
+            timeout: seconds.
+            lost: whether the partitions are already gone, so nothing is to be committed.
+        """
+        self._ended = True
+        self._cancel_timer()
+        self._log.flush()
+        ending = [
+            asyncio.ensure_future(self._finish(unit, timeout, lost=lost)) for unit in self._units
+        ]
+        await asyncio.gather(*ending)
+
+    async def _finish(self, unit: _Unit, timeout: float, *, lost: bool) -> None:
+        last = asyncio.ensure_future(self._last(unit, lost=lost))
+        await asyncio.wait((last,), timeout=0.0 if lost else timeout)
+        if not last.done():
+            last.cancel()
+            await asyncio.wait((last,))
+        if unit.task is not None:
+            unit.task.cancel()
+        await unit.producer.close()
+
+    async def _last(self, unit: _Unit, *, lost: bool) -> None:
+        if unit.task is not None:
+            await asyncio.wait((unit.task,))
+        while not lost and not unit.failed:
+            due = unit.tracker.due(_MOST_OUTCOMES)
+            if due is None:
+                return
+            await self._commit(unit, due)
