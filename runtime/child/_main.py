@@ -56,6 +56,7 @@ from ..registration._specs_from_code import class_spec, function_spec
 from ..routing._routed_deliveries import Route, RoutedDelivery
 from ..routing._router import Router
 from ..routing._subscriptions import router_of
+from ._child_loop import ChildLoop
 from ._pipe_bus import Book, PipeProvider, piped
 from ._pipe_log import PipeLog
 
@@ -405,7 +406,7 @@ def main(pipe: int, memory: int) -> None:
     threading.Thread(
         target=_end_with_parent, args=(watched,), name="spa_dat parent", daemon=True
     ).start()
-    loop = asyncio.SelectorEventLoop()
+    loop = ChildLoop()
     asyncio.set_event_loop(loop)
     task = loop.create_task(_serve(pipe, memory))
     code = 0

@@ -266,7 +266,9 @@ class ProcessLane(Lane):
             self._pumping = None
         outlet = self.outlet
         items = outlet.items
-        observer = self._run.observer if items else None
+        if not items and self._all_quiet is None:
+            return
+        observer = self._run.observer
         measured = self.measurements is not None
         while items and not self._paused:
             worker = self._free_worker(items[0])

@@ -375,14 +375,11 @@ class ProcessWorker:
     def _settled(self, slots: list[int]) -> None:
         # A process that has done something may end as often as it likes.
         self._restarts = None
-        if slots:
-            self.finished += len(slots)
-            now = self._loop.time()
-            took = max((now - self._since) / len(slots), _LEAST_TIME)
-            before = self._a_message
-            self._a_message = took if not before else 0.7 * before + 0.3 * took
-            self._since = now
-            self._credit = min(self._most, max(self._least, int(_BUSY / self._a_message)))
+        count = len(slots)
+        self.finished += count
+        # One message at a time says how long the way there and back takes, and not the work.
+        if count > 1 or len(self._in_flight) > 1 or self._lane.outlet.items:
+            self._note_pace(count)
         for slot in slots:
             delivery = self._freed(slot)
             if delivery is not None:
@@ -390,6 +387,14 @@ class ProcessWorker:
         if self._failing_since:
             self._failing_since.clear()
         self._go_on()
+
+    def _note_pace(self, count: int) -> None:
+        now = self._loop.time()
+        took = max((now - self._since) / max(count, 1), _LEAST_TIME)
+        before = self._a_message
+        self._a_message = took if not before else 0.7 * before + 0.3 * took
+        self._since = now
+        self._credit = min(self._most, max(self._least, int(_BUSY / self._a_message)))
 
     def _returned(self, deliveries: list[tuple[int, int]]) -> None:
         back = []

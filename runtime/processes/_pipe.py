@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import astuple, replace
 
 from ...transports import Envelope
-from ._pipe_messages import Taken
+from ._pipe_messages import Deliver, Park, Post, Publish, Replied, Taken
 from ._shared_memory import LARGE, Arena
 
 __all__ = ["LONGEST_FRAME", "BrokenFrame", "Channel"]
@@ -26,6 +26,8 @@ _LENGTH = struct.Struct("!I")
 _AT_ONCE = 262_144
 # What is gathered goes out at the end of the loop's turn, or earlier when there is so much of it.
 _GATHERED = 262_144
+_CARRIERS = frozenset((Deliver, Replied, Post, Publish, Park))
+"""The kinds of frames whose payload may be in shared memory."""
 
 
 class BrokenFrame(Exception):
@@ -230,6 +232,10 @@ class Channel:
     def _take(self, size: int) -> None:
         """Take so many bytes that have come in."""
         view = self._room
+        if not self._in and size >= _LENGTH.size and _LENGTH.unpack_from(view)[0] == size - 4:
+            # Mostly it is one whole frame.
+            self._hand_on(self._decode(view[4:size]))
+            return
         if self._in:
             self._in += view[:size]
             size = len(self._in)
@@ -247,12 +253,7 @@ class Channel:
                 break
             frame = self._decode(view[at + 4 : end])
             at = end
-            if type(frame) is Taken:
-                self._outgoing.free(frame.at)
-                continue
-            if getattr(frame, "place", None) is not None:
-                frame = self._with_payload(frame)
-            self._received(frame)
+            self._hand_on(frame)
             if self._closed:
                 return
         if at < size:
@@ -261,6 +262,15 @@ class Channel:
             self._needed = 4
             if rest >= 4:
                 self._needed = 4 + _LENGTH.unpack_from(view, at)[0]
+
+    def _hand_on(self, frame: Any) -> None:
+        kind = type(frame)
+        if kind is Taken:
+            self._outgoing.free(frame.at)
+            return
+        if kind in _CARRIERS and frame.place is not None:
+            frame = self._with_payload(frame)
+        self._received(frame)
 
     def _with_payload(self, frame: Any) -> Any:
         at, size = frame.place
