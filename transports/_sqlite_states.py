@@ -172,9 +172,12 @@ def _write(
         outputs = _encoded(change.outputs) if change.outputs else None
         cursor = database.execute(
             "INSERT INTO handled (actor, name, digest, at, settled, outputs)"
-            " VALUES (?, ?, ?, ?, 0, ?)",
+            " VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT DO NOTHING",
             (change.actor, name, digest, change.at, outputs),
         )
+        if not cursor.rowcount:
+            numbers.append(None)
+            continue
         number = cursor.lastrowid
         assert number is not None
         numbers.append(number)

@@ -25,17 +25,18 @@ SECONDS_HANDLED = 86_400.0
 """How long a store knows a message that was handled, in seconds."""
 MOST_HANDLED = 1_000_000
 """How many of them it knows."""
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class MessageIdentity(msgspec.Struct, frozen=True, gc=False):
     """What tells a message that comes again from all others.
 
-    Ids come from strangers. So the content counts, too: whoever uses an id twice must not have the
-    second message taken for the first.
+    Ids and sources come from strangers. So the key and the content count, too: whoever uses an id
+    twice, or that of somebody else, must not have one message taken for another.
 
     Attributes:
-        name: stands for the actor, the sender or topic, and the id.
-        digest: of the payload.
+        name: stands for the actor, the key, the sender or topic, and the id.
+        digest: of the topic, the type, the content type and the payload.
     """
 
     name: bytes
@@ -113,8 +114,9 @@ class StateStore(abc.ABC):
     def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int | None]:
         """Keep changes, all of them or none, and return their numbers, which grow.
 
-        A change whose key has another revision now than the one that was loaded is a conflict: the
-        number is None, and nothing of this change is kept, while the others are.
+        A change is a conflict if its key has another revision now than the one that was loaded, or
+        if its message was handled: the number is None, and nothing of this change is kept, while
+        the others are.
 
         Args:
             changes: in the order in which their outputs are to be sent, one of each key at most.
@@ -138,11 +140,22 @@ class StateStore(abc.ABC):
         """Release what it uses; never raises."""
 
 
-def identity_of(actor: str, envelope: Envelope) -> MessageIdentity | None:
-    """Return what a message is known again by; None if its sender gave it no id."""
+def identity_of(actor: str, key: str, envelope: Envelope) -> MessageIdentity | None:
+    """Return what a message is known again by; None if its sender gave it no id.
+
+    Args:
+        actor: the name of the actor that handles it.
+        key: the key whose state it changes.
+        envelope: the message.
+    """
     if envelope.id is None:
         return None
     sender = envelope.source or envelope.topic
-    parts = (actor, sender, envelope.id)
-    name = hashlib.sha256(msgspec.json.encode(parts)).digest()[:16]
-    return MessageIdentity(name, hashlib.sha256(envelope.payload).digest()[:16])
+    # A key may have what no text in UTF-8 can have.
+    parts = (actor, key.encode("utf-8", "surrogatepass"), sender, envelope.id)
+    name = hashlib.sha256(_encode(parts)).digest()[:16]
+    content = hashlib.sha256(
+        _encode((envelope.topic, envelope.type, envelope.content_type, len(envelope.payload)))
+    )
+    content.update(envelope.payload)
+    return MessageIdentity(name, content.digest()[:16])

@@ -54,12 +54,15 @@ class MemoryStates(StateStore):
             if change.value is not None and change.revision != (stored.revision if stored else 0):
                 numbers.append(None)
                 continue
+            message = change.message
+            if message is not None and isinstance(self.find(message), Handled):
+                numbers.append(None)
+                continue
             self._last += 1
             if change.value:
                 self._states[where] = StoredKey(change.value, self._last)
             elif change.value is not None:
                 self._states.pop(where, None)
-            message = change.message
             self._handled[self._last] = (message, change.at)
             if message is not None:
                 self._numbers.setdefault(message.name, {})[message.digest] = self._last

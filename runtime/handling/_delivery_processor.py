@@ -31,7 +31,7 @@ from ..messaging._logged_fields import message_fields
 from ..messaging._middleware import CallOutcome, HandlerCall, OutcomeCallbacks
 from ..messaging._request_deadlocks import CHAIN_HEADER, chain_of
 from ..messaging._sent_replies import error_answer
-from ..messaging._turn import Turn, current_turn
+from ..messaging._turn import Turn, current_turn, lasting_identity
 from ..options._retry_policy import Reject
 from ..payloads._codec import check_readable
 from ..registration._specs import Handler
@@ -682,7 +682,7 @@ class DeliveryProcessor:
         if failed.answered:
             await self.settlements.settle_after(delivery, failed)
             return
-        turn = Turn(request.id, self._lane.source, request, shared=failed.shared)
+        turn = Turn(lasting_identity(request), self._lane.source, request, shared=failed.shared)
         turn.posts.extend(failed.posts)
         if await self._reply_error(delivery, turn, error):
             await self.settlements.settle_after(delivery, turn)
@@ -695,7 +695,7 @@ class DeliveryProcessor:
         self.ended(delivery, "answered", error)
         request = refused.request
         assert request is not None
-        turn = Turn(request.id, self._lane.source, request, shared=refused.shared)
+        turn = Turn(lasting_identity(request), self._lane.source, request, shared=refused.shared)
         if await self._reply_error(delivery, turn, error):
             # Without waiting for others, because this one counts among those that they wait for.
             self.settlements.begin((delivery,), turn)

@@ -133,7 +133,7 @@ class DurableLane(KeyedLane):
         assert turn is not None
         delivery = turn.delivery
         assert delivery is not None
-        message = identity_of(self.actor_name, delivery.envelope)
+        message = identity_of(self.actor_name, cell.key, delivery.envelope)
         if message is None:
             self.stats["messages.without_id"] += 1
         key = None if cell.active else cell.key

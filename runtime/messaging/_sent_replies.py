@@ -38,7 +38,7 @@ from ..payloads._codec import TEXT, encode, encode_with
 from ._carried_headers import with_carried
 from ._outgoing_message import OutgoingMessage
 from ._requests import ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT
-from ._turn import Turn, current_turn
+from ._turn import Turn, current_turn, lasting_identity
 
 if TYPE_CHECKING:
     from ._socket import Socket
@@ -133,7 +133,7 @@ class Replies:
 
     def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
         """Answer a request that no handler gets with a `RemoteError`, on a best-effort basis."""
-        turn = Turn(request.id, source, request)
+        turn = Turn(lasting_identity(request), source, request)
         try:
             self.send_error(turn, source, code, text)
         except OutboxFull:

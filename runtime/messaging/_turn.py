@@ -146,14 +146,15 @@ class Turn(msgspec.Struct, eq=False):
     def publish_id(self, topic: str) -> str | None:
         """Return the id for the next publish on ``topic``: the same at every attempt.
 
-        It is a UUID version 5 (RFC 9562) of the message's id, the actor, the topic and the number
-        of earlier publishes on that topic. None if the message has no id to derive it from.
+        It is a UUID version 5 (RFC 9562) of the message's topic, source and id, the actor, the
+        topic and the number of earlier publishes on that topic. None if the message has no id to
+        derive it from.
         """
         identity = self.message_id
         if isinstance(identity, Delivery):
             self._delivery = identity
             envelope = identity.envelope
-            identity = self.message_id = envelope.id or lasting_identity(envelope)
+            identity = self.message_id = lasting_identity(envelope)
         if identity is None or not self.active:
             return None
         ordinals = self._ordinals
@@ -176,13 +177,15 @@ class Turn(msgspec.Struct, eq=False):
 def lasting_identity(envelope: Envelope) -> str | None:
     """Return what the ids of a message's publishes are derived from: its id, or its log position.
 
+    Ids are unique to a sender, and strangers choose them, so the source and the topic count, too.
     The position includes the time, because a topic that was deleted and created again has other
     messages at the same positions. None if the message has neither.
     """
+    if envelope.id is not None:
+        # The topic comes first: of the three it alone never has a null character.
+        return f"{envelope.topic}\0{envelope.source or ''}\0{envelope.id}"
     identity = envelope.identity
-    if identity is None or envelope.id is not None:
-        return identity
-    return f"{identity}@{envelope.time}"
+    return None if identity is None else f"{identity}@{envelope.time}"
 
 
 def is_confirmed(post: asyncio.Future[None]) -> bool:

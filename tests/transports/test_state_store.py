@@ -6,7 +6,9 @@ import resource
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from spa_dat.errors import ConfigurationError, StateLost, StateNotWritten
@@ -27,7 +29,8 @@ OUTPUT = Envelope(topic="out", payload=b"o", id="o1", headers={"a": "b"}, expiry
 def change(
     number: int, *, key: str = "k", value: bytes | None = b"{}", revision: int = 0, at: float = 0
 ) -> Change:
-    message = identity_of("a", Envelope(topic="t", payload=b"%d" % number, id=str(number)))
+    envelope = Envelope(topic="t", payload=b"%d" % number, id=str(number))
+    message = identity_of("a", key, envelope)
     return Change("a", key, revision, value, message, (OUTPUT,), at)
 
 
@@ -112,18 +115,40 @@ def test_a_key_that_somebody_else_has_changed_is_a_conflict(
     assert store.commit([change(6, value=b"[]", revision=second)], ()) == [None]
 
 
+def test_a_message_that_was_handled_is_a_conflict_and_keeps_nothing_else_from_being_kept(
+    reopen: Callable[[], StateStore],
+) -> None:
+    store = reopen()
+    (first,) = commit(store, change(1))
+    again, fine = change(1, value=b"[]", revision=first), change(2, key="other")
+    assert [number is None for number in store.commit([again, fine], ())] == [True, False]
+    assert values(store, "k", "other") == {"k": b"{}", "other": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("topic", "u"), ("payload", b"y"), ("type", "z"), ("content_type", "z"), ("source", "z")],
+)
+def test_what_tells_messages_with_one_id_apart(field: str, value: Any) -> None:
+    message = Envelope(topic="t", payload=b"x", type="y", content_type="y", source="y", id="1")
+    other = msgspec.structs.replace(message, **{field: value})
+    assert identity_of("a", "k", message) == identity_of("a", "k", message)
+    assert identity_of("a", "k", message) != identity_of("a", "k", other)
+    assert identity_of("a", "k", message) != identity_of("a", "l\ud800", message)
+
+
 def test_ids_that_were_used_for_other_messages_are_told(
     reopen: Callable[[], StateStore],
 ) -> None:
     store = reopen()
     commit(store, change(1))
-    other = identity_of("a", Envelope(topic="t", payload=b"other", id="1"))
-    unknown = identity_of("b", Envelope(topic="t", payload=b"1", id="1"))
+    other = identity_of("a", "k", Envelope(topic="t", payload=b"other", id="1"))
+    unknown = identity_of("b", "k", Envelope(topic="t", payload=b"1", id="1"))
     assert other is not None
     assert unknown is not None
     assert store.find(other) is True
     assert store.find(unknown) is False
-    assert identity_of("a", Envelope(topic="t")) is None
+    assert identity_of("a", "k", Envelope(topic="t")) is None
 
 
 def test_only_settled_messages_are_forgotten(reopen: Callable[[], StateStore]) -> None:
@@ -132,8 +157,8 @@ def test_only_settled_messages_are_forgotten(reopen: Callable[[], StateStore]) -
     commit(store, sent=[first])
     store.trim(SECONDS_HANDLED + 1)
     store = reopen()
-    for number, known in ((1, False), (2, True)):
-        message = change(number).message
+    for number, key, known in ((1, "k", False), (2, "other", True)):
+        message = change(number, key=key).message
         assert message is not None
         assert isinstance(store.find(message), Handled) is known
 

@@ -807,6 +807,19 @@ def test_ids_for_messages_without_an_id_are_made_of_their_place_and_time() -> No
     assert made(1.0, shared=True) != made(1.0, "app/1/b", shared=True)
 
 
+def test_messages_of_several_senders_or_topics_with_one_id_share_no_other_ids() -> None:
+    messages = [
+        Envelope(topic=topic, source=source, id="1")
+        for topic in ("t", "u")
+        for source in ("a", "b", None)
+    ]
+    # One cannot be made to look like another.
+    messages.append(Envelope(topic="t", source="a\0u", id="1"))
+    made = [Turn(Delivery(message), "app/0/a").publish_id("out") for message in messages]
+    assert len(set(made)) == len(messages)
+    assert made == [Turn(Delivery(message), "app/0/a").publish_id("out") for message in messages]
+
+
 async def test_tasks_that_a_handler_leaves_behind_spoil_neither_ids_nor_settlement() -> None:
     site = Site()
     app = site.app()

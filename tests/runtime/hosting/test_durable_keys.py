@@ -146,6 +146,28 @@ async def test_a_message_that_comes_again_is_known_and_another_with_its_id_is_no
         assert app.stats["messages.without_id"] == 1
 
 
+async def test_one_id_for_messages_of_several_keys_and_senders_hides_none_of_them(
+    tmp_path: Path,
+) -> None:
+    got: list[Any] = []
+    app = application(tmp_path, got)
+
+    @app.application("device/{device}/done")
+    async def pass_on(payload: bytes, socket: Socket) -> None:
+        await socket.publish("work/all", 1)
+
+    async with app:
+        bus = app._runs.current.connections[0].bus  # type: ignore[union-attr]
+        for key in "ab":
+            bus.post(Envelope(topic=f"work/{key}", payload=b"1", id="1", source="s"))
+        for source in "ab":
+            topic = f"device/{source}/done"
+            await bus.publish(Envelope(topic=topic, id="1", source=source), timeout=10)
+        await eventually(lambda: {("a", 1), ("b", 1), ("all", 1), ("all", 2)} <= set(got))
+        assert app.stats["messages.known"] == 0
+        assert app.stats["messages.id_reused"] == 0
+
+
 async def test_a_file_that_is_in_use_is_refused(tmp_path: Path) -> None:
     store = SqliteStates(tmp_path / "app.0.states")
     with pytest.raises(ConfigurationError, match=r"app\.0\.states.*in use"):
