@@ -17,10 +17,10 @@ from spa_dat import DistributedApplication, Message, OutboxFile
 from spa_dat.testing import Kafka, Mosquitto
 from support import durable_publisher_path
 from support.kafka_bus import new_prefix
+from support.machine import examples
 from support.waiting import eventually
 
 StartMosquitto = Callable[..., Mosquitto]
-LIVES = 5
 
 
 class Publisher:
@@ -78,8 +78,9 @@ def check(arrived: list[tuple[str | None, str]], recorded: list[int]) -> None:
 
 
 async def lives(
-    url: str, folder: Path, stop: Callable[[], None], start: Callable[[], None], seed: int
+    url: str, folder: Path, stop: Callable[[], None], start: Callable[[], None], *, count: int
 ) -> None:
+    seed = random.randrange(1_000_000)
     print(f"seed {seed}")
     dice = random.Random(seed)
     publisher = Publisher(url, folder)
@@ -91,7 +92,7 @@ async def lives(
         arrived.append((message.id, payload))
 
     async with reader:
-        for _ in range(LIVES):
+        for _ in range(count):
             await publisher.live(dice, stop)
             await asyncio.to_thread(start)
         rest = DistributedApplication(
@@ -112,10 +113,9 @@ async def lives(
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-@pytest.mark.deadline(200)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.deadline(120 + 40 * examples(3))
 async def test_killed_publishers_lose_nothing_on_mosquitto(
-    own_mosquitto: StartMosquitto, tmp_path: Path, seed: int
+    own_mosquitto: StartMosquitto, tmp_path: Path
 ) -> None:
     broker = own_mosquitto(durable=True)
 
@@ -123,12 +123,12 @@ async def test_killed_publishers_lose_nothing_on_mosquitto(
         if broker.alive:
             broker.stop()
 
-    await lives(f"{broker.url}?backoff_max=0.3", tmp_path, stop, broker.start, seed)
+    await lives(f"{broker.url}?backoff_max=0.3", tmp_path, stop, broker.start, count=examples(3))
 
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.deadline(300)
+@pytest.mark.deadline(200 + 50 * examples(2))
 async def test_killed_publishers_lose_nothing_on_kafka(
     kafka_to_break: Kafka, tmp_path: Path
 ) -> None:
@@ -139,4 +139,4 @@ async def test_killed_publishers_lose_nothing_on_kafka(
             broker.stop()
 
     url = f"{broker.url}?prefix={new_prefix()}&create_topics=all&backoff_max=0.3&start_timeout=60"
-    await lives(url, tmp_path, stop, broker.start, 3)
+    await lives(url, tmp_path, stop, broker.start, count=examples(2))

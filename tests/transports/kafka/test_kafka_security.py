@@ -600,7 +600,7 @@ async def test_a_login_that_has_to_be_renewed_is_no_failure(
     broker = own_kafka(
         sasl_users={"ann": _SECRET},
         acls=rules("ann", "p-"),
-        properties={"connections.max.reauth.ms": "1000"},
+        properties={"connections.max.reauth.ms": "300"},
     )
     await create(broker.server, "p-open")
     broker.grant("ann", "READ", "TOPIC", "p-open")
