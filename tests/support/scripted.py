@@ -35,6 +35,14 @@ class Packet(NamedTuple):
         return int.from_bytes(self.body[:2], "big")
 
     @property
+    def client_id(self) -> str:
+        """The client identifier in a CONNECT, which has no user name, password or will."""
+        # Protocol name and version, flags and keep-alive; the properties have less than 128 bytes.
+        start = 11 + self.body[10]
+        size = int.from_bytes(self.body[start : start + 2], "big")
+        return self.body[start + 2 : start + 2 + size].decode()
+
+    @property
     def publish_id(self) -> int:
         """Packet id of a PUBLISH with QoS 1."""
         size = int.from_bytes(self.body[:2], "big")

@@ -21,7 +21,7 @@ from .._outbox import Outbox, OutboxEntry, payload_too_large
 from .._topics import command_topic, reply_prefix
 from .._wire_formats import WireFormats
 from ._config import MqttConfig
-from ._connection import Connection, Farewell
+from ._connection import Connection, ConnectionGroup
 from ._connection_events import Loss, ServerLimits
 from ._consumer import MqttConsumer
 from ._message_checks import check_message
@@ -92,8 +92,8 @@ class MqttBus(Bus):
         )
         backoff = config.backoff(surroundings.environment)
         self._outgoing = Outgoing(self._outbox, self._write, backoff, self._stats, config.address)
-        self._farewell = Farewell()
-        self._connection = Connection(self, config, self._identifier, surroundings, self._farewell)
+        self._group = ConnectionGroup()
+        self._connection = Connection(self, config, self._identifier, surroundings, self._group)
 
     # The contract of a bus.
 
@@ -117,7 +117,7 @@ class MqttBus(Bus):
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
         wire = self._wires.of(subscription.wire)
         return MqttConsumer(
-            self._config, self._surroundings, subscription, receiver, self._farewell, wire
+            self._config, self._surroundings, subscription, receiver, self._group, wire
         )
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:

@@ -18,10 +18,14 @@ from ...errors import (
 from .._connect_failures import ConnectProblem, OtherEnd
 from .._contract import Surroundings
 from .._credentials import PasswordUnavailable
-from .._envelope import Envelope
 from .._tls_probe import answers_tls
 from ._config import MqttConfig
 from ._connection_events import ClientHandler, Ending, Loss
+from ._replaced_identifiers import (
+    SessionProbe,
+    replaced_identifiers,
+    replaces_identifiers,
+)
 from ._takeovers import SETTLED, Takeovers
 from .protocol._client import MqttClient
 from .protocol._open_socket import (
@@ -42,7 +46,7 @@ from .protocol._reason_codes import (
     connect_problem,
 )
 
-__all__ = ["Connection", "ConnectionOwner", "Farewell"]
+__all__ = ["Connection", "ConnectionGroup", "ConnectionOwner"]
 
 _log = get_logger(__name__)
 
@@ -81,42 +85,26 @@ class ConnectionOwner(ClientHandler, Protocol):
         """
 
 
-class Farewell:
-    """How long the connections of an application wait for a broker when they disconnect.
+class ConnectionGroup:
+    """The connections of an application to one broker, and what they know of one another.
 
     They are closed one after another. If a broker has not answered one of them, it is frozen or
     cannot be reached, and those that follow hardly wait.
+
+    Attributes:
+        size: how many are in use.
     """
 
     def __init__(self) -> None:
+        self.size = 0
         self._silent_until = 0.0
 
-    async def say(self, client: MqttClient) -> None:
+    async def disconnect(self, client: MqttClient) -> None:
         """Disconnect, waiting only briefly for a broker that has just been silent."""
         loop = asyncio.get_running_loop()
         is_silent = loop.time() < self._silent_until
         answered = await client.disconnect(_SHORT_CLOSE_TIMEOUT if is_silent else _CLOSE_TIMEOUT)
         self._silent_until = 0.0 if answered else loop.time() + _REMEMBERED
-
-
-class _SessionProbe:
-    """Ignores everything on a connection whose only purpose is to look at the session."""
-
-    session_present = False
-
-    def on_connected(self, session_present: bool) -> None:
-        self.session_present = session_present
-
-    def on_lost(self, loss: Loss) -> None:
-        """Do nothing: nothing depends on it."""
-
-    def on_message(
-        self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
-    ) -> None:
-        """Leave the message unacknowledged."""
-
-    def on_confirmed(self, note: object, code: int) -> None:
-        """Do nothing: nothing is published here."""
 
 
 class Connection:
@@ -127,7 +115,7 @@ class Connection:
         config: timeouts and backoff.
         identifier: the client identifier, for log and error messages.
         surroundings: counters, randomness, and the callback for fatal errors.
-        farewell: shared by all connections of an application to the broker.
+        group: all connections of the application to the broker.
 
     Attributes:
         obstacle: why no connection can be had, as text, if the last attempt to reconnect found more
@@ -140,9 +128,9 @@ class Connection:
         config: MqttConfig,
         identifier: str,
         surroundings: Surroundings,
-        farewell: Farewell,
+        group: ConnectionGroup,
     ) -> None:
-        self._farewell = farewell
+        self._group = group
         self._owner = owner
         self._config = config
         self._identifier = identifier
@@ -174,6 +162,7 @@ class Connection:
         """
         loop = asyncio.get_running_loop()
         self._started = loop.create_future()
+        self._group.size += 1
         self._task = loop.create_task(self._run(), name=f"mqtt {self._identifier}")
         self._task.add_done_callback(self._on_task_done)
         try:
@@ -187,10 +176,12 @@ class Connection:
         client = self._client
         await self._end_task()
         if client is not None:
-            await self._farewell.say(client)
+            await self._group.disconnect(client)
 
     async def _end_task(self) -> None:
         task, self._task = self._task, None
+        if task is not None:
+            self._group.size -= 1
         if self._started is not None and not self._started.done():
             self._started.set_exception(ConnectFailed("closed before there was a connection"))
         if task is not None:
@@ -219,10 +210,13 @@ class Connection:
         assert self._started is not None
         give_up = loop.time() + self._config.start_timeout
         while True:
+            if await self._is_replaced():
+                self._end_for_good(replaced_identifiers(self._config, self._identifier))
+                return
             if self._takeovers.looks:
                 await self._look()
             if self._takeovers.gives_way:
-                self._give_way()
+                self._end_for_good(self._kicked_off())
                 return
             try:
                 client = await self._attempt(first=not self._started.done())
@@ -287,12 +281,12 @@ class Connection:
         problem.error.__cause__ = None if problem.error is error else error
         return problem
 
-    def _give_way(self) -> None:
+    def _end_for_good(self, error: SpaDatError) -> None:
         assert self._started is not None
         if self._started.done():
-            self._surroundings.fatal(self._kicked_off())
+            self._surroundings.fatal(error)
         else:
-            self._started.set_exception(self._kicked_off())
+            self._started.set_exception(error)
 
     def _no_start(self, problem: ConnectProblem) -> SpaDatError:
         if problem.final:
@@ -370,12 +364,20 @@ class Connection:
             )
         return lasted, loss
 
+    async def _is_replaced(self) -> bool:
+        """Find out if it is a connection of ours that displaces this one, if that may be."""
+        return (
+            self._takeovers.doubts
+            and self._group.size > 1
+            and await replaces_identifiers(self._config, self._identifier, self._surroundings)
+        )
+
     async def _look(self) -> None:
         """Find out whose session the broker has: ours, or that of a client that came since."""
         trace = self._owner.trace()
         if trace is None:
             return
-        probe = _SessionProbe()
+        probe = SessionProbe()
         client = MqttClient(
             self._config,
             self._identifier,

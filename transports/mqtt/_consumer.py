@@ -18,7 +18,7 @@ from .._suspect_publishes import Blame
 from .._topics import RESERVED
 from .._wire_formats import CLOUDEVENTS, WireFormat
 from ._config import MqttConfig
-from ._connection import Connection, Farewell
+from ._connection import Connection, ConnectionGroup
 from ._connection_events import MOST_ENDS, Loss
 from ._publishing import blame
 from ._redelivery import Redelivery
@@ -109,7 +109,7 @@ class MqttConsumer(Consumer):
         subscription: what to receive; with ``durable`` and an identity that is not ephemeral the
             broker keeps the messages for ``session_expiry`` seconds while there is no connection.
         receiver: gets the deliveries.
-        farewell: shared by all connections of the application to the broker.
+        group: all connections of the application to the broker.
         wire: the format that the messages have.
     """
 
@@ -119,7 +119,7 @@ class MqttConsumer(Consumer):
         surroundings: Surroundings,
         subscription: Subscription,
         receiver: Receiver,
-        farewell: Farewell,
+        group: ConnectionGroup,
         wire: WireFormat = CLOUDEVENTS,
     ) -> None:
         identity = surroundings.identity
@@ -143,7 +143,7 @@ class MqttConsumer(Consumer):
             batch=config.subscribe_batch,
             retained=subscription.retained,
         )
-        self._connection = Connection(self, config, self._identifier, surroundings, farewell)
+        self._connection = Connection(self, config, self._identifier, surroundings, group)
         self._client: MqttClient | None = None
         self._ready: asyncio.Future[MqttClient] = asyncio.get_running_loop().create_future()
         self._tasks: dict[asyncio.Task[None], None] = {}

@@ -59,6 +59,11 @@ class Takeovers:
         return self._trace_left and self._wordless >= _WORDLESS
 
     @property
+    def doubts(self) -> bool:
+        """Whether to find out now if the broker replaces identifiers, so that the other is ours."""
+        return self.gives_way or (self._wordless > 0 and self._wordless % _WORDLESS == 0)
+
+    @property
     def puzzles(self) -> bool:
         """Whether it is time to warn, once, that the broker keeps closing without a word."""
         return self._wordless == _PUZZLING

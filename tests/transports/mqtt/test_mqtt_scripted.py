@@ -23,7 +23,7 @@ from spa_dat.errors import (
 )
 from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt import MqttConfig
-from spa_dat.transports.mqtt._connection import _SessionProbe
+from spa_dat.transports.mqtt._replaced_identifiers import SessionProbe
 from spa_dat.transports.mqtt.protocol._client import MqttClient
 from support.mqtt import Recorder, client
 from support.scripted import Packet, Peer, ScriptedBroker, connack, publish, suback
@@ -1070,7 +1070,7 @@ async def test_a_goodbye_tells_whether_the_broker_has_answered_it(answers: bool)
 
     async with ScriptedBroker(script) as broker:
         config = MqttConfig(broker.host, port=broker.port)
-        probe = MqttClient(config, "probe", _SessionProbe(), Counter(), clean_start=True)
+        probe = MqttClient(config, "probe", SessionProbe(), Counter(), clean_start=True)
         await probe.connect()
         assert await probe.disconnect(30.0 if answers else 0.1) is answers
         frozen.set()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from spa_dat.errors import ConfigurationError
+from spa_dat import DistributedApplication
+from spa_dat.errors import ConfigurationError, ConnectionLost
 from spa_dat.testing import Mosquitto
 from spa_dat.transports import Envelope
+from spa_dat.transports.mqtt import MqttConfig
 from spa_dat.transports.mqtt._connection_events import Ending, Loss
+from spa_dat.transports.mqtt._replaced_identifiers import SessionProbe
 from spa_dat.transports.mqtt._takeovers import Takeovers
+from spa_dat.transports.mqtt.protocol._client import MqttClient
 from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, BrokerReason, Packet
 from support.mqtt import client
-from support.scripted import Packet as ClientPacket, Peer, ScriptedBroker, suback
+from support.scripted import Packet as ClientPacket, Peer, ScriptedBroker, connack, suback
 from support.waiting import eventually
 
 Script = Callable[[Peer], Awaitable[None]]
@@ -126,6 +132,19 @@ def test_after_some_ends_without_a_word_a_trace_is_left_and_looked_for() -> None
     assert not takeovers.looks, "no trace was left"
     takeovers.ended(CLOSED, 11.0, left_trace=True)
     assert not takeovers.looks, "it held"
+
+
+def test_before_it_gives_way_and_after_every_third_end_without_a_word_it_doubts() -> None:
+    silent, told = Takeovers(), Takeovers()
+    doubts: list[bool] = []
+    for _ in range(7):
+        silent.ended(CLOSED, 0.1, left_trace=False)
+        doubts.append(silent.doubts)
+    assert doubts == [False, False, True, False, False, True, False]
+    for _ in range(3):
+        assert not told.doubts
+        told.ended(TAKEN_OVER, 0.1, left_trace=False)
+    assert told.doubts
 
 
 # On a connection.
@@ -257,6 +276,91 @@ async def test_our_own_session_found_again_proves_nothing() -> None:
         started.set()
         await eventually(lambda: looked == 5)
         assert app.fatal == []
+
+
+class OneClient:
+    """A broker that takes all connections for one client, or those with one identifier."""
+
+    def __init__(self, code: int | None, *, replaces: bool) -> None:
+        self.identifiers: list[str] = []
+        self._code = code
+        self._replaces = replaces
+        self._peers: dict[str, Peer] = {}
+
+    async def serve(self, peer: Peer) -> None:
+        identifier = (await peer.expect("CONNECT")).client_id
+        self.identifiers.append(identifier)
+        taken = "" if self._replaces else identifier
+        before = self._peers.get(taken)
+        self._peers[taken] = peer
+        peer.send(connack(0, session=before is not None))
+        if before is not None and self._code is not None:
+            before.goodbye(self._code)
+        elif before is not None:
+            before.close()
+        while (packet := await peer.receive()).kind != "DISCONNECT":
+            if packet.kind == "SUBSCRIBE":
+                peer.send(suback(packet.packet_id, 1))
+
+
+@pytest.mark.parametrize("code", [0x8E, None])
+async def test_connections_that_displace_each_other_are_not_blamed_on_another_program(
+    code: int | None,
+) -> None:
+    one = OneClient(code, replaces=True)
+    async with (
+        ScriptedBroker(one.serve) as broker,
+        client(broker, backoff_max=0.03, backoff_min=0.01) as app,
+    ):
+        with contextlib.suppress(ConnectionLost, ConfigurationError):
+            await app.consume("t")
+        await eventually(lambda: app.fatal)
+        assert isinstance(app.fatal[0], ConfigurationError)
+        assert "use_username_as_clientid" in str(app.fatal[0])
+
+
+async def test_with_a_broker_that_keeps_identifiers_the_other_program_is_blamed() -> None:
+    one = OneClient(0x8E, replaces=False)
+    async with (
+        ScriptedBroker(one.serve) as broker,
+        client(broker, backoff_max=0.03, backoff_min=0.01) as app,
+    ):
+        await app.consume("t")
+        while not app.fatal:
+            rival = MqttClient(
+                MqttConfig(broker.host, port=broker.port),
+                "app.0",
+                SessionProbe(),
+                Counter(),
+                clean_start=True,
+            )
+            lost, before = app.stats["mqtt.lost"], one.identifiers.count("app.0")
+
+            def is_back(lost: int = lost, before: int = before) -> bool:
+                back = one.identifiers.count("app.0") > before + 1
+                return bool(app.fatal) or (app.stats["mqtt.lost"] > lost and back)
+
+            await rival.connect()
+            await eventually(is_back)
+            rival.abort()
+        assert "another program uses the same identifier 'app.0'" in str(app.fatal[0])
+        tried = {identifier for identifier in one.identifiers if identifier.startswith("app.0.")}
+        assert len(tried - {"app.0.actor"}) == 2
+
+
+@pytest.mark.mosquitto
+async def test_an_application_ends_where_the_broker_replaces_identifiers() -> None:
+    with Mosquitto(users={"ann": "secret"}, extra=["use_username_as_clientid true"]) as broker:
+        app = DistributedApplication(
+            f"mqtt://ann:secret@{broker.host}:{broker.port}?backoff_max=0.1", name="plant"
+        )
+
+        @app.application("in")
+        async def handle(payload: int) -> None: ...
+
+        with pytest.raises(ConfigurationError, match="use_username_as_clientid"):
+            async with app:
+                await app.wait()
 
 
 # On a real broker, which closes without a word.

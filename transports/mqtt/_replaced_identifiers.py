@@ -1,0 +1,83 @@
+"""Brokers that replace client identifiers, and so take all connections of a user for one client."""
+
+from __future__ import annotations
+
+from ..._logs import get_logger
+from ...errors import ConfigurationError
+from .._contract import Surroundings
+from .._envelope import Envelope
+from ._config import MqttConfig
+from ._connection_events import Loss
+from .protocol._client import MqttClient
+
+__all__ = ["SessionProbe", "replaced_identifiers", "replaces_identifiers"]
+
+_log = get_logger(__name__)
+
+_CLOSE_TIMEOUT = 2.0
+# The session of the first of two connections has to be there while the second one connects.
+_BRIEFLY = 1
+
+
+class SessionProbe:
+    """Ignores everything on a connection whose only purpose is to look at the session."""
+
+    session_present = False
+
+    def on_connected(self, session_present: bool) -> None:
+        self.session_present = session_present
+
+    def on_lost(self, loss: Loss) -> None:
+        """Do nothing: nothing depends on it."""
+
+    def on_message(
+        self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
+    ) -> None:
+        """Leave the message unacknowledged."""
+
+    def on_confirmed(self, note: object, code: int) -> None:
+        """Do nothing: nothing is published here."""
+
+
+async def replaces_identifiers(
+    config: MqttConfig, identifier: str, surroundings: Surroundings
+) -> bool:
+    """Return whether the broker proves to give connections other identifiers than they ask for.
+
+    It does if it has a session for an identifier that nobody has used before. Two random ones are
+    tried, the second while the first is connected, so that there is a session to be found. What
+    goes wrong proves nothing.
+    """
+    clients: list[MqttClient] = []
+    try:
+        for expiry in (_BRIEFLY, 0):
+            probe = SessionProbe()
+            client = MqttClient(
+                config,
+                f"{identifier}.{surroundings.environment.token()}",
+                probe,
+                surroundings.stats,
+                # A clean start would delete what the broker has under the other identifier.
+                clean_start=False,
+                session_expiry=expiry,
+            )
+            clients.append(client)
+            await client.connect()
+            if probe.session_present:
+                return True
+    except Exception as error:  # noqa: BLE001 (the next attempt to connect meets it again)
+        _log.debug("whether identifiers are kept could not be examined: %s", error)
+    finally:
+        for client in clients:
+            await client.disconnect(_CLOSE_TIMEOUT)
+    return False
+
+
+def replaced_identifiers(config: MqttConfig, identifier: str) -> ConfigurationError:
+    """Return the error for a broker that replaces identifiers."""
+    return ConfigurationError(
+        f"the broker at {config.address} replaces the client identifiers that connections ask for"
+        f" ({identifier!r}, and others of this application): it takes all connections with one"
+        " login for the same client, and each closes the one before. Have it keep them (Mosquitto:"
+        " without use_username_as_clientid on this listener)"
+    )
