@@ -59,6 +59,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
         attempts: how often a handler has already failed on it, including earlier receipts.
         deadline: loop time after which it is no longer worth starting; set by the receiver.
         route: where it goes, in the receiver's own terms; None until the receiver sets it.
+        released: whether the bus was told that it need not send the message again.
         arrived: loop time at which the receiver got it, if it measures that; otherwise 0.
         on_withdraw: called once when it is withdrawn while running, to cut a wait short.
         on_awaited: called when it becomes `awaited`; set by the receiver.
@@ -81,7 +82,17 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
     on_withdraw: Callable[[], None] | None = None
     on_awaited: Callable[[], None] | None = None
     successor: Delivery | None = None
+    released: bool = False
     arrived: float = 0.0
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the bus need not send the message again, in whichever receipt."""
+        last: Delivery = self
+        while last.successor is not None:
+            last = last.successor
+        nothing_to_tell = last.tracker is None or last.token < 0
+        return last.released or (nothing_to_tell and last.state is _SETTLED)
 
     @property
     def awaited(self) -> bool:
@@ -237,9 +248,11 @@ class Tracker:
         if not slots or slots[0] is not delivery:
             return
         free = [slots.popleft()]
+        delivery.released = True
         self.size -= delivery.size
         while slots and slots[0].state is _SETTLED:
             next_one = slots.popleft()
+            next_one.released = True
             self.size -= next_one.size
             free.append(next_one)
         self._release(free)

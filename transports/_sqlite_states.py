@@ -35,12 +35,14 @@ _SCHEMA = (
     ) WITHOUT ROWID""",
     """CREATE TABLE handled (
         n INTEGER PRIMARY KEY AUTOINCREMENT, actor TEXT NOT NULL, name BLOB, digest BLOB,
-        at REAL NOT NULL, settled INTEGER NOT NULL, outputs BLOB
+        at REAL NOT NULL, stage INTEGER NOT NULL, outputs BLOB
     )""",
     """CREATE UNIQUE INDEX handled_message ON handled (name, digest)
         WHERE name IS NOT NULL""",
-    "CREATE INDEX handled_unsettled ON handled (n) WHERE NOT settled",
+    "CREATE INDEX handled_unsent ON handled (n) WHERE stage = 0",
 )
+# The stages of a message that was handled: its outputs may have to be sent; it may come again.
+_UNSENT, _SENT, _ACKNOWLEDGED = 0, 1, 2
 _DECODER = msgspec.msgpack.Decoder(tuple[Envelope, ...])
 
 
@@ -80,19 +82,28 @@ class SqliteStates(StateStore):
 
         def select(database: sqlite3.Connection) -> list[Any]:
             return database.execute(
-                "SELECT n, actor, digest, outputs FROM handled WHERE name = ?", (message.name,)
+                "SELECT digest, n, actor, at, outputs FROM handled WHERE name = ?", (message.name,)
             ).fetchall()
 
         rows = self._read(select)
-        for number, actor, digest, outputs in rows:
+        for digest, number, actor, at, outputs in rows:
             if digest == message.digest:
-                return Handled(number, actor, self._decoded(outputs))
+                return Handled(number, actor, at, self._decoded(outputs))
         return bool(rows)
 
-    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int | None]:
+    def commit(
+        self, changes: Sequence[Change], sent: Sequence[int], acknowledged: Sequence[int] = ()
+    ) -> Sequence[int | None]:
         """See `StateStore.commit`."""
+
+        def write(database: sqlite3.Connection) -> list[int | None]:
+            numbers = _write(database, changes)
+            _advance(database, sent, _SENT)
+            _advance(database, acknowledged, _ACKNOWLEDGED)
+            return numbers
+
         try:
-            numbers = self._file.transaction(lambda database: _write(database, changes, sent))
+            numbers = self._file.transaction(write)
         except sqlite3.Error as error:
             raise self._not_written(error) from error
         try:
@@ -110,12 +121,12 @@ class SqliteStates(StateStore):
 
         def select(database: sqlite3.Connection) -> list[Any]:
             return database.execute(
-                "SELECT n, actor, outputs FROM handled WHERE NOT settled ORDER BY n"
+                "SELECT n, actor, at, outputs FROM handled WHERE stage = 0 ORDER BY n"
             ).fetchall()
 
         return [
-            Handled(number, actor, self._decoded(outputs))
-            for number, actor, outputs in self._read(select)
+            Handled(number, actor, at, self._decoded(outputs))
+            for number, actor, at, outputs in self._read(select)
         ]
 
     def trim(self, now: float) -> None:
@@ -123,9 +134,10 @@ class SqliteStates(StateStore):
 
         def delete(database: sqlite3.Connection) -> None:
             database.execute(
-                "DELETE FROM handled WHERE settled AND (at < ? OR n <="
-                " (SELECT coalesce(max(n), 0) FROM handled) - ?)",
-                (now - SECONDS_HANDLED, MOST_HANDLED),
+                "DELETE FROM handled WHERE stage = ? AND ("
+                " at < min(?, (SELECT at FROM handled ORDER BY n DESC LIMIT 1)) - ?"
+                " OR n <= (SELECT max(n) FROM handled) - ?)",
+                (_ACKNOWLEDGED, now, SECONDS_HANDLED, MOST_HANDLED),
             )
 
         try:
@@ -156,9 +168,7 @@ class SqliteStates(StateStore):
         return read_stored(_DECODER, outputs, self._file.name)
 
 
-def _write(
-    database: sqlite3.Connection, changes: Sequence[Change], sent: Sequence[int]
-) -> list[int | None]:
+def _write(database: sqlite3.Connection, changes: Sequence[Change]) -> list[int | None]:
     numbers: list[int | None] = []
     for change in changes:
         where = change.actor, _bytes(change.key)
@@ -171,9 +181,9 @@ def _write(
         )
         outputs = _encoded(change.outputs) if change.outputs else None
         cursor = database.execute(
-            "INSERT INTO handled (actor, name, digest, at, settled, outputs)"
-            " VALUES (?, ?, ?, ?, 0, ?) ON CONFLICT DO NOTHING",
-            (change.actor, name, digest, change.at, outputs),
+            "INSERT INTO handled (actor, name, digest, at, stage, outputs)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (change.actor, name, digest, change.at, _UNSENT if outputs else _SENT, outputs),
         )
         if not cursor.rowcount:
             numbers.append(None)
@@ -189,15 +199,19 @@ def _write(
             )
         elif change.value is not None:
             database.execute("DELETE FROM state WHERE actor = ? AND key = ?", where)
-    if sent:
+    return numbers
+
+
+def _advance(database: sqlite3.Connection, numbers: Sequence[int], stage: int) -> None:
+    if numbers:
         database.executemany(
-            "UPDATE handled SET settled = 1, outputs = NULL WHERE n = ?", [(n,) for n in sent]
+            "UPDATE handled SET stage = ?, outputs = NULL WHERE n = ?",
+            [(stage, n) for n in numbers],
         )
         # Without a name it is never looked for.
         database.executemany(
-            "DELETE FROM handled WHERE n = ? AND name IS NULL", [(n,) for n in sent]
+            "DELETE FROM handled WHERE n = ? AND name IS NULL", [(n,) for n in numbers]
         )
-    return numbers
 
 
 def _revision(database: sqlite3.Connection, where: tuple[str, bytes]) -> int:

@@ -49,11 +49,13 @@ class Handled(msgspec.Struct, gc=False):
     Attributes:
         number: its place in the order.
         actor: who has handled it.
+        at: when, in seconds since 1970.
         outputs: what it has published, unless it is known to have been sent.
     """
 
     number: int
     actor: str
+    at: float
     outputs: tuple[Envelope, ...]
 
 
@@ -111,7 +113,9 @@ class StateStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int | None]:
+    def commit(
+        self, changes: Sequence[Change], sent: Sequence[int], acknowledged: Sequence[int] = ()
+    ) -> Sequence[int | None]:
         """Keep changes, all of them or none, and return their numbers, which grow.
 
         A change is a conflict if its key has another revision now than the one that was loaded, or
@@ -120,7 +124,9 @@ class StateStore(abc.ABC):
 
         Args:
             changes: in the order in which their outputs are to be sent, one of each key at most.
-            sent: the numbers of earlier ones that are settled, whose outputs are done with.
+            sent: the numbers of earlier ones whose outputs are done with.
+            acknowledged: the numbers of those whose messages the bus does not send again, and whose
+                outputs are done with.
 
         Raises:
             StateNotWritten: nothing was kept; it may be tried again.
@@ -133,7 +139,11 @@ class StateStore(abc.ABC):
 
     @abc.abstractmethod
     def trim(self, now: float) -> None:
-        """Forget settled messages that are older than a day, or too many."""
+        """Forget acknowledged messages that are older than a day, or too many.
+
+        While nothing is handled no time passes: what was handled before a pause, and was not known
+        to be acknowledged, may still come again after it.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ...transports import Envelope
 from ...transports._state_store import (
     MOST_HANDLED,
     SECONDS_HANDLED,
@@ -25,7 +24,8 @@ class MemoryStates(StateStore):
         self._states: dict[tuple[str, str], StoredKey] = {}
         self._handled: dict[int, tuple[MessageIdentity | None, float]] = {}
         self._numbers: dict[bytes, dict[bytes, int]] = {}
-        self._unsettled: dict[int, tuple[str, tuple[Envelope, ...]]] = {}
+        self._unsent: dict[int, Handled] = {}
+        self._unacknowledged: dict[int, None] = {}
         self._last = 0
 
     def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, StoredKey]:
@@ -39,13 +39,13 @@ class MemoryStates(StateStore):
         if not known:
             return False
         number = known.get(message.digest)
-        return (
-            True
-            if number is None
-            else Handled(number, "", self._unsettled.get(number, ("", ()))[1])
-        )
+        if number is None:
+            return True
+        return self._unsent.get(number) or Handled(number, "", self._handled[number][1], ())
 
-    def commit(self, changes: Sequence[Change], sent: Sequence[int]) -> Sequence[int | None]:
+    def commit(
+        self, changes: Sequence[Change], sent: Sequence[int], acknowledged: Sequence[int] = ()
+    ) -> Sequence[int | None]:
         """See `StateStore.commit`."""
         numbers: list[int | None] = []
         for change in changes:
@@ -66,23 +66,28 @@ class MemoryStates(StateStore):
             self._handled[self._last] = (message, change.at)
             if message is not None:
                 self._numbers.setdefault(message.name, {})[message.digest] = self._last
-            self._unsettled[self._last] = change.actor, change.outputs
+            self._unacknowledged[self._last] = None
+            if change.outputs:
+                self._unsent[self._last] = Handled(
+                    self._last, change.actor, change.at, change.outputs
+                )
             numbers.append(self._last)
-        for number in sent:
-            self._unsettled.pop(number, None)
+        for number in (*sent, *acknowledged):
+            self._unsent.pop(number, None)
+        for number in acknowledged:
+            self._unacknowledged.pop(number, None)
         return numbers
 
     def unsent(self) -> Sequence[Handled]:
         """See `StateStore.unsent`."""
-        return [
-            Handled(number, actor, outputs) for number, (actor, outputs) in self._unsettled.items()
-        ]
+        return list(self._unsent.values())
 
     def trim(self, now: float) -> None:
         """See `StateStore.trim`."""
+        newest = next((at for _, at in reversed(self._handled.values())), now)
         for number, (message, at) in tuple(self._handled.items()):
-            old = at < now - SECONDS_HANDLED or number <= self._last - MOST_HANDLED
-            if old and number not in self._unsettled:
+            old = at < min(now, newest) - SECONDS_HANDLED or number <= self._last - MOST_HANDLED
+            if old and number not in self._unacknowledged:
                 del self._handled[number]
                 if message is not None:
                     del self._numbers[message.name][message.digest]

@@ -526,7 +526,8 @@ class Run:
             await tell_of_other_outboxes(self.settings.outbox, self.settings.identity, addresses)
         if self.durable_states is not None:
             durable = [actor for actor in self._actors if actor.options.durable]
-            await self.durable_states.open({actor.name: actor.connection for actor in durable})
+            sending = self.durable_states.open({actor.name: actor.connection for actor in durable})
+            await waits.all([(lambda: "what an earlier run has left to be sent", sending)])
         owners = [
             RequiredResources("application", self._resources),
             *(actor.required_resources for actor in self._actors),

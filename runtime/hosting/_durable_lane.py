@@ -140,9 +140,14 @@ class DurableLane(KeyedLane):
         known = await self._states.look_up(self.actor_name, key, message)
         if known.handled is not None:
             self.stats["messages.known"] += 1
-            for envelope in known.handled.outputs:
-                self.connection.post(envelope)
-            self._states.clear_when_settled(known.handled.number, delivery)
+            if known.handled.outputs:
+                outputs = self._states.outputs_of(known.handled, self.connection)
+                # Some of it may be on its way since the message came first, or since the start.
+                for posted in outputs.pending:
+                    # Only one may be told of an outcome itself, which is whoever posted it.
+                    turn.add(asyncio.shield(posted))
+                outputs.post(self.connection.post)
+            self._states.watch(known.handled.number, delivery)
             if turn.request is not None:
                 raise RemoteError(
                     "AlreadyHandled", "the request was handled before, and its reply is not kept"
@@ -186,11 +191,11 @@ class DurableLane(KeyedLane):
             cell.reset()
         elif record is not None:
             cell.saved = msgspec.structs.replace(record, revision=number)
-        # If there is no room for one, the message is tried again, found to be handled, and then all
-        # of them are sent.
-        for envelope in effects.outputs:
-            self.connection.post(envelope)
-        self._states.clear_when_settled(number, delivery)
+        # If there is no room for one, the message is tried again, found to be handled, and then the
+        # rest of them is sent.
+        if effects.outputs:
+            self._states.new_outputs(number, effects.outputs).post(self.connection.post)
+        self._states.watch(number, delivery)
         return result
 
     def _undo(self, cell: KeyCell) -> None:

@@ -13,8 +13,8 @@ from ..._environment import Environment
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import describe, quoted
-from ...errors import ActorStopped, StateConflict, StateLost
-from ...transports import Delivery, DeliveryState, on_outcome
+from ...errors import ActorStopped, OutboxFull, SpaDatError, StateConflict, StateLost
+from ...transports import Delivery, Envelope, on_failure
 from ...transports._state_store import (
     Change,
     Handled,
@@ -23,6 +23,7 @@ from ...transports._state_store import (
     StoredKey,
 )
 from ..messaging._bus_connection import BusConnection
+from ._committed_messages import CommittedMessages, SentOutputs, left_of
 
 __all__ = ["DurableStates", "Known"]
 
@@ -30,6 +31,8 @@ T = TypeVar("T")
 _log = get_logger("spa_dat")
 _TRIM_EVERY = 3_600.0
 _MOST_IN_A_COMMIT = 1_000
+# Seconds after which something that the bus had no room for is tried again.
+_AGAIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +96,14 @@ class DurableStates:
         self._store: StateStore | None = None
         self._questions: list[_Question] = []
         self._commits: deque[_Commit] = deque()
-        # Committed, in order; what is settled leaves at the front.
-        self._unsettled: deque[tuple[int, Delivery]] = deque()
-        self._sent: list[int] = []
+        self._committed = CommittedMessages()
         self._working: asyncio.Future[None] | None = None
         self._problem: BaseException | None = None
         self.log = LimitedLog(_log)
         self._trimmed = self._loop.time()
 
     async def open(self, connections: Mapping[str, BusConnection]) -> None:
-        """Open the store, and begin to publish what an earlier run has committed but not sent.
+        """Open the store, and publish what an earlier run has committed but not sent.
 
         Args:
             connections: the bus of each durable actor, by its name.
@@ -122,9 +123,49 @@ class DurableStates:
                     len(handled.outputs),
                 )
                 continue
-            await connection.bus.room()
-            _Sending(self, handled, connection)
+            await self._send_left(handled, connection)
         await self._in_thread(lambda: store.trim(self._now()))
+
+    async def _send_left(self, handled: Handled, connection: BusConnection) -> None:
+        outputs = self.outputs_of(handled, connection)
+
+        def post(envelope: Envelope) -> asyncio.Future[None]:
+            posted = connection.bus.post(envelope)
+            on_failure(posted, self._not_sent)
+            return posted
+
+        while True:
+            await connection.bus.room()
+            try:
+                outputs.post(post)
+            except OutboxFull:
+                await asyncio.sleep(_AGAIN)
+            except SpaDatError as error:
+                # If the message comes again it becomes a dead letter.
+                self._tell_not_sent(describe(error))
+                break
+            else:
+                break
+        self._committed.watch(handled.number, None)
+
+    def _not_sent(self, posted: asyncio.Future[None]) -> None:
+        error = None if posted.cancelled() else posted.exception()
+        self._tell_not_sent("the bus was closed" if error is None else describe(error))
+
+    def _tell_not_sent(self, why: str) -> None:
+        self.log.warning("a message that an earlier run has left was not sent: %s", why)
+
+    def outputs_of(self, handled: Handled, connection: BusConnection) -> SentOutputs:
+        """Return what a message that was handled before has published, as far as it is not sent."""
+        left = left_of(handled, self._now())
+        expired = len(handled.outputs) - len(left)
+        if expired:
+            connection.surroundings.stats["publishes.expired"] += expired
+        return self._committed.outputs_of(handled.number, left)
+
+    def new_outputs(self, number: int, outputs: Sequence[Envelope]) -> SentOutputs:
+        """Return what a message that was committed just now has published."""
+        return self._committed.outputs_of(number, outputs)
 
     def look_up(
         self, actor: str, key: str | None, message: MessageIdentity | None
@@ -146,13 +187,9 @@ class DurableStates:
         self._go_on()
         return done
 
-    def clear_when_settled(self, number: int, delivery: Delivery) -> None:
-        """Forget what a message has published once it is settled."""
-        self._unsettled.append((number, delivery))
-
-    def sent(self, number: int) -> None:
-        """Note that what a message has published in an earlier run was sent."""
-        self._sent.append(number)
+    def watch(self, number: int, delivery: Delivery) -> None:
+        """Note, from now on, when the outputs of a message are done with, and it is itself."""
+        self._committed.watch(number, delivery)
 
     async def close(self) -> None:
         """Finish what is being committed, and release the store."""
@@ -160,9 +197,8 @@ class DurableStates:
             await asyncio.wait((self._working,))
         store, self._store = self._store, None
         if store is not None:
-            self._note_settled()
-            sent, self._sent = self._sent, []
-            await self._in_thread(lambda: _last(store, sent))
+            sent, acknowledged = self._committed.take()
+            await self._in_thread(lambda: _last(store, sent, acknowledged))
         self.abandon()
 
     def abandon(self) -> None:
@@ -196,9 +232,7 @@ class DurableStates:
                 questions, self._questions = self._questions, []
                 taken = min(len(self._commits), _MOST_IN_A_COMMIT)
                 commits = [self._commits.popleft() for _ in range(taken)]
-                self._note_settled()
-                sent, self._sent = self._sent, []
-                await self._at_once(store, questions, commits, sent)
+                await self._at_once(store, questions, commits)
         except BaseException as error:  # noqa: BLE001 (whoever waits has to learn of it)
             self._problem = error
             self._refuse(error)
@@ -211,16 +245,16 @@ class DurableStates:
         store: StateStore,
         questions: Sequence[_Question],
         commits: Sequence[_Commit],
-        sent: Sequence[int],
     ) -> None:
+        sent, acknowledged = self._committed.take()
         changes = [one.change for one in commits]
         trim = self._loop.time() >= self._trimmed + _TRIM_EVERY
 
         def work() -> tuple[list[Known | Exception], Sequence[int | None] | Exception]:
             numbers: Sequence[int | None] | Exception = ()
-            if changes or sent:
+            if changes or sent or acknowledged:
                 try:
-                    numbers = store.commit(changes, sent)
+                    numbers = store.commit(changes, sent, acknowledged)
                     if trim:
                         store.trim(self._now())
                 except Exception as error:  # noqa: BLE001 (each has to learn of it)
@@ -231,7 +265,9 @@ class DurableStates:
         if trim:
             self._trimmed = self._loop.time()
         if isinstance(numbers, Exception):
-            self._sent[:0] = sent
+            self._committed.give_back(sent, acknowledged)
+        else:
+            self._committed.noted((*sent, *acknowledged))
         for index, commit in enumerate(commits):
             if commit.done.done():
                 continue
@@ -251,16 +287,6 @@ class DurableStates:
         if isinstance(numbers, StateLost):
             raise numbers
 
-    def _note_settled(self) -> None:
-        unsettled = self._unsettled
-        while unsettled:
-            number, delivery = unsettled[0]
-            if delivery.state is DeliveryState.SETTLED:
-                self._sent.append(number)
-            elif delivery.state is not DeliveryState.WITHDRAWN:
-                return
-            unsettled.popleft()
-
     def _refuse(self, error: BaseException) -> None:
         questions, self._questions = self._questions, []
         commits, self._commits = self._commits, deque()
@@ -271,30 +297,6 @@ class DurableStates:
                 future.set_exception(error)
                 # Whoever waited may be gone.
                 future.exception()
-
-
-class _Sending:
-    """Publishes what one message of an earlier run has left, and notes when it was sent."""
-
-    def __init__(self, states: DurableStates, handled: Handled, connection: BusConnection) -> None:
-        self._states = states
-        self._number = handled.number
-        self._left = len(handled.outputs)
-        self._failed = False
-        if not self._left:
-            states.sent(self._number)
-        for envelope in handled.outputs:
-            on_outcome(connection.bus.post(envelope), self._one_done)
-
-    def _one_done(self, post: asyncio.Future[None]) -> None:
-        self._left -= 1
-        error = None if post.cancelled() else post.exception()
-        if post.cancelled() or error is not None:
-            self._failed = True
-            why = "the bus was closed" if error is None else describe(error)
-            self._states.log.warning("a message that an earlier run has left was not sent: %s", why)
-        if not self._left and not self._failed:
-            self._states.sent(self._number)
 
 
 def _answer(store: StateStore, question: _Question) -> Known | Exception:
@@ -319,10 +321,10 @@ def _conflict(change: Change) -> StateConflict:
     )
 
 
-def _last(store: StateStore, sent: Sequence[int]) -> None:
+def _last(store: StateStore, sent: Sequence[int], acknowledged: Sequence[int]) -> None:
     try:
-        if sent:
-            store.commit((), sent)
+        if sent or acknowledged:
+            store.commit((), sent, acknowledged)
     except Exception as error:  # noqa: BLE001 (it is done again after the next start)
         _log.warning("what was sent could not be noted: %s", describe(error))
     finally:

@@ -85,6 +85,13 @@ class Subscriptions:
             return
         options = actor.options
         name = options.subscription or actor.name
+        if self._identity.instance != "0" and options.durable:
+            raise ConfigurationError(
+                f"actor {actor.name!r} is durable, and the application is instance"
+                f" {self._identity.instance!r}: only one instance may keep the states of its keys,"
+                " as each of several would have states of its own. Leave out instance=, and give"
+                " applications for other messages another name="
+            )
         if self._identity.instance != "0" and options.must_say_deliver(actor.connection.provider):
             raise ConfigurationError(
                 f"actor {actor.name!r}: instance {self._identity.instance!r} has to say how"

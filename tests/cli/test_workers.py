@@ -61,6 +61,12 @@ app = DistributedApplication("mqtt://127.0.0.1:1")
 @app.application("x")
 async def x(payload: int) -> None: ...
 """
+DURABLE = """
+app = DistributedApplication("mqtt://127.0.0.1:1", name="durable")
+
+@app.application("x/{key}", per="key", state=dict[str, int], durable=True, deliver="all")
+async def x(payload: int) -> None: ...
+"""
 LIFE = r"^worker (\d+) \| life (\S+) (\d+)$"
 
 
@@ -349,6 +355,7 @@ async def test_a_worker_that_dies_at_once_again_and_again_is_given_up(tmp_path: 
             UNSAID,
             "actor 'x': with several workers it has to say how messages are distributed",
         ),
+        (DURABLE, "actor 'x' is durable: only one process may keep the states of its keys"),
     ],
 )
 async def test_what_would_fail_in_all_workers_is_said_once(

@@ -151,16 +151,31 @@ def test_ids_that_were_used_for_other_messages_are_told(
     assert identity_of("a", "k", Envelope(topic="t")) is None
 
 
-def test_only_settled_messages_are_forgotten(reopen: Callable[[], StateStore]) -> None:
+def test_only_acknowledged_messages_are_forgotten(reopen: Callable[[], StateStore]) -> None:
     store = reopen()
-    first, _ = commit(store, change(1), change(2, key="other"))
-    commit(store, sent=[first])
-    store.trim(SECONDS_HANDLED + 1)
+    late = SECONDS_HANDLED + 1
+    first, second, _, _ = commit(
+        store, *(change(n, key=str(n), at=0.0 if n < 4 else late) for n in range(1, 5))
+    )
+    store.commit((), [second], [first])
+    assert [one.number for one in store.unsent()] == [3, 4]
+    store.trim(late)
     store = reopen()
-    for number, key, known in ((1, "k", False), (2, "other", True)):
-        message = change(number, key=key).message
+    for number, known in ((1, False), (2, True), (3, True), (4, True)):
+        message = change(number, key=str(number)).message
         assert message is not None
         assert isinstance(store.find(message), Handled) is known
+
+
+def test_nothing_is_forgotten_because_nothing_was_handled_for_long(
+    reopen: Callable[[], StateStore],
+) -> None:
+    store = reopen()
+    store.commit((), (), commit(store, change(1), change(2, key="other", at=10.0)))
+    store.trim(1_000 * SECONDS_HANDLED)
+    message = change(1).message
+    assert message is not None
+    assert isinstance(store.find(message), Handled)
 
 
 def test_a_full_disk_keeps_nothing_and_loses_nothing(tmp_path: Path) -> None:

@@ -242,6 +242,11 @@ def _check_several(specs: Sequence[Spec[object]]) -> None:
                 " several workers would share nothing. Give a broker, for example with --url"
                 " mqtt://host, or leave --workers out"
             )
+        if spec.options.durable:
+            raise ConfigurationError(
+                f"actor {spec.name!r} is durable: only one process may keep the states of its keys."
+                " Leave --workers out"
+            )
         if spec.filters and spec.options.must_say_deliver(provider):
             raise ConfigurationError(
                 f"actor {spec.name!r}: with several workers it has to say how messages are"

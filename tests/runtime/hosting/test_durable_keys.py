@@ -189,6 +189,18 @@ async def test_scheduled_calls_are_refused(tmp_path: Path) -> None:
             await app.socket().request("work/a", reply=int)
 
 
+@pytest.mark.parametrize("deliver", [None, "all"])
+async def test_another_instance_is_refused(deliver: Any) -> None:
+    app = DistributedApplication("memory://", name="app", instance="1")
+
+    @app.application("work/{key}", per="key", state=Count, durable=True, deliver=deliver)
+    async def work() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="instance '1': only one instance may keep"):
+        async with app:
+            pass
+
+
 async def test_durable_actors_need_a_name() -> None:
     app = DistributedApplication("memory://")
 
