@@ -10,8 +10,16 @@ import msgspec
 
 from ..._texts import describe, quoted
 from ...actors import refuse_unrun
-from ...errors import ConfigurationError, DecodeError, RemoteError, StateUnreadable
-from ...transports import Envelope, payload_too_large
+from ...errors import (
+    ConfigurationError,
+    DecodeError,
+    MessageTooLarge,
+    OutboxFull,
+    RemoteError,
+    StateUnreadable,
+)
+from ...transports import Delivery, Envelope, payload_too_large
+from ...transports._outbox import size_of
 from ...transports._state_store import Change, StoredKey, identity_of
 from ..handling._argument_values import ProducerScope
 from ..messaging._socket import Socket
@@ -19,7 +27,8 @@ from ..messaging._turn import Effects, Turn, current_turn
 from ..options._retry_policy import Reject
 from ..payloads._codec import JSON, Decoder, encode_as
 from ..payloads._type_readers import type_name
-from ._durable_states import DurableStates
+from ._committed_messages import SentOutputs
+from ._durable_states import DurableStates, post_with_room
 from ._key_records import KeyRecord, read_record
 from ._keyed_lane import STATE, KeyedLane, KeyedSocket
 from ._keyed_mailbox import UNSET, KeyCell
@@ -33,6 +42,9 @@ __all__ = ["DurableLane"]
 
 _MOST_STATE = 900_000
 _LARGE_STATE = 100_000
+# Bytes that one message may publish, with so many for each besides its own.
+_MOST_OUTPUT = 67_108_864
+_FOR_EACH_OUTPUT = 1_000
 
 
 class DurableLane(KeyedLane):
@@ -146,7 +158,7 @@ class DurableLane(KeyedLane):
                 for posted in outputs.pending:
                     # Only one may be told of an outcome itself, which is whoever posted it.
                     turn.add(asyncio.shield(posted))
-                outputs.post(self.connection.post)
+                await self._send(outputs, delivery)
             self._states.watch(known.handled.number, delivery)
             if turn.request is not None:
                 raise RemoteError(
@@ -191,12 +203,18 @@ class DurableLane(KeyedLane):
             cell.reset()
         elif record is not None:
             cell.saved = msgspec.structs.replace(record, revision=number)
-        # If there is no room for one, the message is tried again, found to be handled, and then the
-        # rest of them is sent.
         if effects.outputs:
-            self._states.new_outputs(number, effects.outputs).post(self.connection.post)
+            await self._send(self._states.new_outputs(number, effects.outputs), delivery)
         self._states.watch(number, delivery)
         return result
+
+    async def _send(self, outputs: SentOutputs, delivery: Delivery) -> None:
+        """Post what was committed; it may be more than the bus has room for at a time."""
+        connection = self.connection
+        try:
+            outputs.post(connection.post)
+        except OutboxFull:
+            await self.away(post_with_room(outputs, connection.bus, connection.post), delivery)
 
     def _undo(self, cell: KeyCell) -> None:
         """Forget what a failed attempt has made of the state of a key; it is loaded again."""
@@ -282,5 +300,14 @@ class _DurableSocket(KeyedSocket):
             raise payload_too_large(envelope, most)
         self._connection.provider.check_message(envelope)
         self._connection.recorded(envelope)
-        turn.effects.outputs.append(envelope)
+        effects = turn.effects
+        size = effects.size + size_of(envelope) + _FOR_EACH_OUTPUT
+        if size > _MOST_OUTPUT:
+            raise MessageTooLarge(
+                "what this message publishes is committed as a whole, and with the one to"
+                f" {quoted(envelope.topic)} it has {size} bytes, while {_MOST_OUTPUT} are allowed:"
+                " publish less for each message"
+            )
+        effects.size = size
+        effects.outputs.append(envelope)
         return True

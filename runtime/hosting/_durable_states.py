@@ -14,7 +14,7 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import describe, quoted
 from ...errors import ActorStopped, OutboxFull, SpaDatError, StateConflict, StateLost
-from ...transports import Delivery, Envelope, on_failure
+from ...transports import Bus, Delivery, Envelope, on_failure
 from ...transports._state_store import (
     Change,
     Handled,
@@ -25,7 +25,7 @@ from ...transports._state_store import (
 from ..messaging._bus_connection import BusConnection
 from ._committed_messages import CommittedMessages, SentOutputs, left_of
 
-__all__ = ["DurableStates", "Known"]
+__all__ = ["DurableStates", "Known", "post_with_room"]
 
 T = TypeVar("T")
 _log = get_logger("spa_dat")
@@ -134,18 +134,11 @@ class DurableStates:
             on_failure(posted, self._not_sent)
             return posted
 
-        while True:
-            await connection.bus.room()
-            try:
-                outputs.post(post)
-            except OutboxFull:
-                await asyncio.sleep(_AGAIN)
-            except SpaDatError as error:
-                # If the message comes again it becomes a dead letter.
-                self._tell_not_sent(describe(error))
-                break
-            else:
-                break
+        try:
+            await post_with_room(outputs, connection.bus, post)
+        except SpaDatError as error:
+            # If the message comes again it becomes a dead letter.
+            self._tell_not_sent(describe(error))
         self._committed.watch(handled.number, None)
 
     def _not_sent(self, posted: asyncio.Future[None]) -> None:
@@ -297,6 +290,27 @@ class DurableStates:
                 future.set_exception(error)
                 # Whoever waited may be gone.
                 future.exception()
+
+
+async def post_with_room(
+    outputs: SentOutputs, bus: Bus, post: Callable[[Envelope], asyncio.Future[None]]
+) -> None:
+    """Post what is left of a message's outputs, as soon as there is room for each; raise as post.
+
+    Args:
+        outputs: those of one message.
+        bus: what has to have room.
+        post: posts on it.
+    """
+    while True:
+        await bus.room()
+        try:
+            outputs.post(post)
+        except OutboxFull:
+            # There may be room for others and not for this one, or others were faster.
+            await asyncio.sleep(_AGAIN)
+        else:
+            return
 
 
 def _answer(store: StateStore, question: _Question) -> Known | Exception:

@@ -41,10 +41,12 @@ class Effects(msgspec.Struct, eq=False):
 
     Attributes:
         outputs: what it has published.
+        size: the bytes that these take.
         deletes: whether it has deleted the state of the key.
     """
 
     outputs: list[Envelope] = []
+    size: int = 0
     deletes: bool = False
 
 

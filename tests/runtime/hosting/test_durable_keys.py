@@ -21,13 +21,15 @@ from spa_dat import (
     Socket,
     on,
 )
-from spa_dat.errors import ConfigurationError, RemoteError
+from spa_dat.errors import ConfigurationError, MessageTooLarge, RemoteError
 from spa_dat.runtime.hosting._durable_lane import DurableLane
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope
 from spa_dat.transports._sqlite_states import SqliteStates
+from spa_dat.transports._state_store import Change
 from support.waiting import eventually
 
+ONCE = RetryPolicy(attempts=1)
 KEYS = 8
 MESSAGES = 6
 
@@ -166,6 +168,77 @@ async def test_one_id_for_messages_of_several_keys_and_senders_hides_none_of_the
         await eventually(lambda: {("a", 1), ("b", 1), ("all", 1), ("all", 2)} <= set(got))
         assert app.stats["messages.known"] == 0
         assert app.stats["messages.id_reused"] == 0
+
+
+async def test_a_message_may_publish_more_than_the_outbox_has_room_for(tmp_path: Path) -> None:
+    got: list[int] = []
+    app = DistributedApplication(
+        "memory://durable-many?outbox=10", name="app", state_folder=tmp_path
+    )
+
+    @app.application("work/{key}", per="key", state=Count, durable=True, retry=ONCE)
+    async def work(count: int, socket: Socket) -> None:
+        for n in range(count):
+            socket.post("done", n)
+
+    @app.application("done")
+    async def done(n: int) -> None:
+        got.append(n)
+
+    async with app:
+        await app.socket().publish("work/a", 100)
+        await eventually(lambda: len(got) >= 100)
+        await eventually(lambda: app.stats["messages.handled"] == 101)
+    assert got == list(range(100))
+    assert app.stats["dead_letters.stored"] == 0
+
+
+async def test_what_an_earlier_run_has_left_is_sent_as_far_as_it_can_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[int] = []
+    store = SqliteStates(tmp_path / "app.0.states")
+    outputs = [Envelope(topic="done", payload=b"%d" % n, id=str(n)) for n in range(100)]
+    large = Envelope(topic="done", payload=b" " * 2_000)
+    store.commit([Change("work", "a", 0, b"{}", None, (*outputs, large), 0.0)], ())
+    store.close()
+    app = DistributedApplication(
+        "memory://durable-left?outbox=10&max_payload=1000", name="app", state_folder=tmp_path
+    )
+
+    @app.application("work/{key}", per="key", state=Count, durable=True)
+    async def work(payload: bytes) -> None: ...
+
+    reader = DistributedApplication("memory://durable-left?outbox=10&max_payload=1000")
+
+    @reader.application("done")
+    async def done(n: int) -> None:
+        got.append(n)
+
+    async with reader, app:
+        await eventually(lambda: len(got) == 100)
+    assert got == list(range(100))
+    assert "was not sent: the payload for 'done' has 2000 bytes" in caplog.text
+
+
+@pytest.mark.virtual
+def test_what_one_message_publishes_is_limited_in_bytes() -> None:
+    app = DistributedApplication("memory://", name="app")
+
+    @app.application("work/{key}", per="key", state=Count, durable=True, retry=ONCE)
+    async def work(count: int, socket: Socket) -> None:
+        for _ in range(count):
+            socket.post("done", b"x" * 1_000_000)
+
+    with Harness(app) as harness:
+        harness.expect_failure(MessageTooLarge)
+        for count in (70, 2):
+            harness.publish("work/a", count)
+        harness.settle()
+        (letter,) = harness.dead_letters()
+        assert letter.error == "MessageTooLarge"
+        assert "with the one to 'done' it has 68068000 bytes" in letter.text
+        assert len(harness.messages("done")) == 2
 
 
 async def test_a_file_that_is_in_use_is_refused(tmp_path: Path) -> None:
