@@ -88,6 +88,9 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
     """Where the code of a page runs, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SPA_DAT_INSTANCE", raising=False)
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    # Not where another version of this package, or another run of this test, has left states.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("PLANT_PASSWORD", "secret")
     page = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)
