@@ -14,6 +14,8 @@ from ._envelope import Envelope
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # with a default; of type checkers only
 
+    from ._tenures import Tenure
+
     R = TypeVar("R", covariant=True, default=object)
 else:
     from typing import TypeVar
@@ -172,9 +174,11 @@ class Tracker:
         size: bytes of the deliveries of this epoch that are not released or, if nothing is to be
             acknowledged, not settled.
         full: whether the transport accepts nothing more until something is released; see `fill`.
+        tenure: for how long nobody else handles what comes from the source; None if nobody else
+            ever does.
     """
 
-    __slots__ = ("_on_settled", "_release", "_slots", "epoch", "full", "size")
+    __slots__ = ("_on_settled", "_release", "_slots", "epoch", "full", "size", "tenure")
 
     def __init__(
         self,
@@ -187,6 +191,7 @@ class Tracker:
         self.epoch = 0
         self.size = 0
         self.full = False
+        self.tenure: Tenure | None = None
 
     def __len__(self) -> int:
         """Return the number of deliveries that are not released yet."""

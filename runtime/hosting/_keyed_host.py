@@ -18,6 +18,7 @@ from ._keyed_lane import LEAVE, STATE, WORK, KeyedLane
 from ._keyed_mailbox import UNSET, KeyCell, KeyedMailbox, KeyStage
 
 if TYPE_CHECKING:
+    from ...transports._tenures import Tenure
     from ._actor_runner import ActorRunner
 
 __all__ = ["KeyedHost"]
@@ -82,6 +83,7 @@ class KeyedHost:
         # Those whose states are about to go.
         self._leaving: dict[KeyCell, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._look_at_tenures: asyncio.Handle | None = None
         # In the order in which they were handled: a cell at rest keeps no message alive.
         self._unsettled: deque[tuple[KeyCell, Delivery]] = deque()
         self._many_unsettled = _MANY_UNSETTLED
@@ -374,6 +376,25 @@ class KeyedHost:
         self._leaving[cell] = None
         self.mailbox.put_first(cell, LEAVE)
         self.dispatch()
+
+    def note_tenure(self, cell: KeyCell, tenure: Tenure | None) -> None:
+        """Note that a message of a key has another tenure than the one before."""
+        cell.tenure = tenure
+        if tenure is not None:
+            tenure.tell(self._tenure_over)
+
+    def _tenure_over(self) -> None:
+        if self._look_at_tenures is None:
+            # Once for all that end together: there may be many keys.
+            self._look_at_tenures = self._loop.call_soon(self._let_go_of_what_others_have)
+
+    def _let_go_of_what_others_have(self) -> None:
+        self._look_at_tenures = None
+        if self._stopping:
+            return
+        for cell in tuple(self.mailbox.cells.values()):
+            if cell.tenure is not None and cell.tenure.over:
+                self.let_go(cell)
 
     def forget(self, cell: KeyCell) -> None:
         """Forget the state of a key, and the key unless something waits in it."""

@@ -21,7 +21,7 @@ from ..handling._failures_and_retries import Pauses, as_failure
 from ..injection._handler_context import ContextOwner
 from ..messaging._socket import Socket
 from ..messaging._turn import current_turn
-from ..routing._routed_deliveries import Route, RoutedDelivery
+from ..routing._routed_deliveries import Route, RoutedDelivery, tenure_of
 from ..routing._router import Router
 from ._keyed_mailbox import UNSET, KeyCell
 from ._lane import Lane
@@ -101,6 +101,8 @@ class KeyedSource:
                 # In here, because every further coroutine costs each message something.
                 if isinstance(work, Delivery):
                     self.current = (work,)
+                    if (tenure := tenure_of(work)) is not cell.tenure:
+                        host.note_tenure(cell, tenure)
                     work.route = lane.route_of(work.route)
                     if lane.observer is not None:
                         lane.observer.collected(lane, self.current)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...actors import Mailbox
 
 if TYPE_CHECKING:
+    from ...transports._tenures import Tenure
     from ._key_records import KeyRecord
     from ._timers import Timers
 
@@ -55,6 +56,7 @@ class KeyCell:
         unsettled: how many messages were handled and are not known to be settled.
         timers: the calls that its code has scheduled; None if there were none.
         saved: what a durable actor keeps of it; None if that is nothing.
+        tenure: that of the last message that was handled; None if nobody else gets any.
         life: a new object whenever the state is made anew; None until somebody asks.
     """
 
@@ -66,6 +68,7 @@ class KeyCell:
         "saved",
         "stage",
         "state",
+        "tenure",
         "timers",
         "unsettled",
     )
@@ -79,6 +82,7 @@ class KeyCell:
         self.unsettled = 0
         self.timers: Timers | None = None
         self.saved: KeyRecord | None = None
+        self.tenure: Tenure | None = None
         self.life: object = None
 
     def become(self, stage: KeyStage) -> None:

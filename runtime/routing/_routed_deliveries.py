@@ -13,10 +13,11 @@ from ..registration._message_keys import lane_of
 from ._tallies import Tally
 
 if TYPE_CHECKING:
+    from ...transports._tenures import Tenure
     from ..metrics._measurements import Series
     from ._router import Router
 
-__all__ = ["DeliveryPart", "Route", "RoutedDelivery", "SharedDelivery", "Target"]
+__all__ = ["DeliveryPart", "Route", "RoutedDelivery", "SharedDelivery", "Target", "tenure_of"]
 
 
 class Target(Protocol):
@@ -134,3 +135,10 @@ class DeliveryPart(Delivery):
             whole.left -= 1
             if whole.left == 0:
                 whole.delivery.settle()
+
+
+def tenure_of(delivery: Delivery) -> Tenure | None:
+    """Return for how long nobody else handles what the delivery has come from."""
+    if isinstance(delivery, DeliveryPart) and delivery.whole is not None:
+        delivery = delivery.whole.delivery
+    return None if delivery.tracker is None else delivery.tracker.tenure

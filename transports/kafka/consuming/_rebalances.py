@@ -22,6 +22,7 @@ from ._commits import Committer
 from ._committable_offsets import PartitionTracker
 from ._consumer_sessions import unless
 from ._dispatcher import Dispatcher
+from ._partition_tenures import PartitionTenures
 from ._start_positions import compare
 from ._unit_commits import UnitCommits
 from ._units import Units
@@ -130,6 +131,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer: Any = None
         self._guard: PartitionGuard | None = None
         self._units = units
+        self._tenures = PartitionTenures()
         # A rebalance and a rollback have to wait for each other.
         self._changing = asyncio.Lock()
         self._rolling_back: asyncio.Task[None] | None = None
@@ -230,6 +232,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         assignment = Assignment(self._epoch)
         assignment.open = False
         self._placed.clear()
+        if self.assignment is not None:
+            self._tenures.leave(self.assignment)
         for partition in sorted(partitions):
             assignment.trackers[partition] = self._tracker_of(assignment, partition)
         self._dispatcher.keep(assignment.trackers)
@@ -248,6 +252,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self.committer.open()
             async with asyncio.timeout(self._config.connect_timeout):
                 gone = await compare(self._consumer, assignment, self._rewind_to)
+            self._tenures.take_over(assignment)
             if self._units is not None:
                 await self._units.take_places(self._consumer, assignment, gone)
             self._on_positions(gone)
@@ -333,7 +338,10 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _forget(self) -> None:
         assignment, self.assignment, self.committer = self.assignment, None, None
-        if assignment is not None and self._remembers:
+        if assignment is None:
+            return
+        self._tenures.leave(assignment)
+        if self._remembers:
             self._dispatcher.remember(assignment)
 
 
