@@ -13,6 +13,7 @@ from ...actors import refuse_unrun
 from ...errors import (
     ConfigurationError,
     DecodeError,
+    EncodeError,
     MessageTooLarge,
     OutboxFull,
     RemoteError,
@@ -225,7 +226,11 @@ class DurableLane(KeyedLane):
 
     def _changed(self, cell: KeyCell) -> KeyRecord | None:
         """Return what is to be kept of a key; None if that is what is kept."""
-        state = encode_as(self.host.state_of(cell), JSON)
+        named = f"the state that was made of key {quoted(cell.key, 200)}"
+        try:
+            state = encode_as(self.host.state_of(cell), JSON)
+        except EncodeError as error:
+            raise EncodeError(f"{named} is not kept: {error}") from error
         saved, version = cell.saved, self._kept.version
         if saved is not None and state == saved.state and version == saved.version:
             return None
@@ -235,6 +240,12 @@ class DurableLane(KeyedLane):
                 f"the state of key {quoted(cell.key, 200)} has {size} bytes, and {_MOST_STATE} are"
                 " allowed: keep less in it, or use more keys"
             )
+        try:
+            # What cannot be read again would stop the actor for good.
+            self._decoder.decode(state, JSON)
+        except DecodeError as error:
+            wanted, why = type_name(self.options.state), error.__cause__ or error
+            raise EncodeError(f"{named} is not kept, because it is no {wanted}: {why}") from error
         if size > _LARGE_STATE:
             self.log.warning(
                 "the state of key %s has %d bytes, which are written for each message",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from spa_dat import (
     Socket,
     on,
 )
-from spa_dat.errors import ConfigurationError, MessageTooLarge, RemoteError
+from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, RemoteError
 from spa_dat.runtime.hosting._durable_lane import DurableLane
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope
@@ -455,3 +456,31 @@ def test_what_is_not_durable_or_not_at_work_cannot_be_deleted() -> None:
         harness.request("work/a", reply=int)
         with pytest.raises(RemoteError, match="part of a message that is being handled"):
             harness.request("work/b", reply=int)
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("seven", r"no Count: Expected `int`, got `str` - at `\$.n`"),
+        (None, "no Count: Expected `int`, got `null`"),
+        (object(), "cannot be encoded as JSON"),
+    ],
+)
+def test_a_state_that_could_not_be_read_again_is_not_kept(wrong: Any, why: str) -> None:
+    app = DistributedApplication("memory://", name="app")
+    retry = RetryPolicy(attempts=2, first=1)
+
+    @app.application("work/{key}", per="key", state=Count, durable=True, retry=retry)
+    async def work(step: int, state: Count, socket: Socket) -> None:
+        state.n = state.n + step if step else wrong
+        await socket.publish("done", step)
+
+    with Harness(app, allow_failures=EncodeError) as harness:
+        for step in (1, 0, 2):
+            harness.publish("work/a", step)
+        harness.settle()
+        (letter,) = harness.dead_letters()
+        assert re.search(f"the state that was made of key 'a' is not kept.*{why}", letter.text)
+        assert harness.published("done") == [1, 2]
+        assert harness.state("work", key="a").n == 3
