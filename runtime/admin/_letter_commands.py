@@ -86,6 +86,10 @@ class LetterCommands:
 
     def take(self, connection: BusConnection, envelope: Envelope) -> None:
         """Do what a message asks for; never raises."""
+        if REPLY_HEADER in envelope.headers:
+            # Whoever may send a request to somebody may have this say anything here.
+            self._refuse("it is the reply to a request")
+            return
         try:
             command = _decode(envelope.payload[: _LONGEST + 1])
         except (msgspec.MsgspecError, ValueError, RecursionError):

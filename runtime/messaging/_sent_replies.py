@@ -30,6 +30,7 @@ from ...transports import (
     check_topic,
     is_reserved,
 )
+from ...transports._topics import COMMAND
 from ...transports._wire_formats import WireName
 from ..diagnostics._unclean_stop import LostPosts
 from ..options._custom_codecs import Codec
@@ -50,6 +51,8 @@ log = get_logger("spa_dat")
 _LONGEST_ADDRESS = 1024
 _LONGEST_CORRELATION = 1024
 _MOST_REMEMBERED = 16_384
+# On Kafka all that an inbox gets has one topic, and this tells what it is.
+_COMMAND = COMMAND.encode()
 
 
 class Replies:
@@ -257,6 +260,8 @@ class ReplyAddresses:
                 f"its correlation data has {len(envelope.correlation)} bytes;"
                 f" {_LONGEST_CORRELATION} are allowed"
             )
+        if envelope.correlation == _COMMAND:
+            return "its correlation data is that of the commands of operators"
         prefix, _, last = address.rpartition("/")
         if prefix in self._prefixes and _is_plain(last):
             return None
@@ -266,19 +271,27 @@ class ReplyAddresses:
         except ConfigurationError as error:
             return str(error)
         if is_reserved(address):
-            if not address.startswith(f"{RESERVED}/reply/"):
-                return f"it is under {RESERVED}/"
-            if _is_plain(last):
+            why = _why_no_inbox(address)
+            if why is None and _is_plain(last):
                 if len(self._prefixes) >= _MOST_REMEMBERED:
                     self._prefixes.clear()
                 self._prefixes[prefix] = None
-            return None
+            return why
         if self._takes(address):
             return "an actor of this application would get the reply"
         allowed = self._reply_topics if reply_topics is None else reply_topics
         if allowed is not None and not any(filter_.matches(address) for filter_ in allowed):
             return "reply_topics does not include it"
         return None
+
+
+def _why_no_inbox(address: str) -> str | None:
+    """Return why an address of the runtime's own is no inbox for replies; None if it is."""
+    if not address.startswith(f"{RESERVED}/reply/"):
+        return f"it is under {RESERVED}/"
+    if address.endswith(f"/{COMMAND}"):
+        return "it is that of the commands of operators"
+    return None
 
 
 def _is_plain(level: str) -> bool:

@@ -283,6 +283,10 @@ async def test_commands_of_strangers_do_nothing() -> None:
         ]
         for payload in payloads:
             run._take_command(run.connections[0], Envelope(topic="c", payload=payload))
+        # What somebody has had an application answer, this one or another.
+        reply = Envelope(topic="c", payload=order(letter="1"), headers={"spa_reply": "1"})
+        run._take_command(run.connections[0], reply)
+        payloads.append(reply.payload)
         assert app.stats["commands.refused"] == len(payloads)
         # Reading letters costs something, so few are read at a time.
         for number in range(200):

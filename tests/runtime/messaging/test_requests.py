@@ -815,6 +815,7 @@ async def test_request_many_refuses_a_count_that_can_not_be(count: int) -> None:
         "q/other",
         "_spa/dead-letter/app/x",
         "_spa/direct/app/actor",
+        "_spa/reply/app/command/0",
         "_spa",
     ],
 )
@@ -1091,6 +1092,25 @@ async def test_correlation_data_of_any_length_is_not_sent_back() -> None:
         await asyncio.sleep(1)
     assert back.payloads == ["1024"]
     assert app.stats["replies.refused"] == 2
+
+
+async def test_nobody_is_answered_with_the_correlation_data_of_a_command() -> None:
+    site = Site()
+    app = site.app()
+    back = site.watch("_spa/reply/#")
+
+    @app.application("q", name="actor")
+    async def handle(payload: bytes) -> bytes:
+        return payload
+
+    async with app:
+        for correlation in (b"command/0", b"1"):
+            site.publish("q", "x", response_topic="_spa/reply/other", correlation=correlation)
+        await site.settled()
+        await back.get()
+        await asyncio.sleep(1)
+    assert [envelope.correlation for envelope in back.envelopes] == [b"1"]
+    assert app.stats["replies.refused"] == 1
 
 
 @pytest.mark.parametrize(
