@@ -25,6 +25,8 @@ _LONGEST_ORIGINAL = 30_000
 _LONGEST_VALUE = 1_000
 _SHORT = 100
 _SMALL = 4096
+# Bytes. Nobody is answered who sends more, so nobody needs to know.
+_LONGEST_CORRELATION = 1_024
 """Bytes of a payload for whose sake everything else is reduced first."""
 
 _ESSENTIAL = {
@@ -101,7 +103,7 @@ def dead_letter(
         headers["spa_dead_source"] = envelope.source
     if envelope.response_topic is not None:
         headers["spa_dead_response_topic"] = envelope.response_topic
-    if envelope.correlation is not None:
+    if envelope.correlation is not None and len(envelope.correlation) <= _LONGEST_CORRELATION:
         headers["spa_dead_correlation"] = envelope.correlation.hex()
     return Envelope(
         topic=envelope.topic,

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ..._texts import quoted
+from ..._texts import is_cut, quoted
 from ...transports import Envelope, dead_letter_name, dead_letter_topic
 
 __all__ = ["LetterFilter", "StoredLetter"]
@@ -261,8 +261,10 @@ def _number(notes: Mapping[str, str], name: str, default: int | None) -> int | N
 
 def _correlation(notes: Mapping[str, str]) -> bytes | None:
     text = notes.get("spa_dead_correlation")
+    if text is None or is_cut(text):
+        return None
     try:
-        return None if text is None else bytes.fromhex(text)
+        return bytes.fromhex(text)
     except ValueError:
         raise _Unreadable("header 'spa_dead_correlation' is damaged") from None
 

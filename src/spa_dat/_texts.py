@@ -21,6 +21,7 @@ __all__ = [
     "escaped",
     "forget_earlier",
     "inspectable",
+    "is_cut",
     "quoted",
     "reason_of",
     "showable",
@@ -80,6 +81,11 @@ def escaped(text: str, longest: int = 1_000) -> str:
         return text
     result = _UNSHOWABLE.sub(_escape, text[: longest + 1])
     return result if len(result) <= longest else result[: max(longest - len(_CUT), 0)] + _CUT
+
+
+def is_cut(text: str) -> bool:
+    """Return whether a text looks like one that `escaped` has cut off."""
+    return text.endswith(_CUT)
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -11,7 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from spa_dat import Actor, DistributedApplication, Overflow, Reject, RestartPolicy, RetryPolicy, on
+from spa_dat import (
+    Actor,
+    DistributedApplication,
+    Message,
+    Overflow,
+    Reject,
+    RestartPolicy,
+    RetryPolicy,
+    on,
+)
 from spa_dat.errors import ConnectFailed, ConnectionLost
 from spa_dat.runtime.admin import _letter_pages
 from spa_dat.runtime.admin._dead_letters import DeadLetters
@@ -588,8 +597,34 @@ def test_a_letter_says_which_correlation_the_message_had() -> None:
     read = StoredLetter.of("app", found)
     assert read.message is not None
     assert read.message.correlation == b"\x00\xff"
+    # One that had to be made short is worth no letter.
+    headers["spa_dead_correlation"] = "00ff..."
+    read = StoredLetter.of("app", found)
+    assert (read.flaw, read.message and read.message.correlation) == (None, None)
     headers["spa_dead_correlation"] = "zz"
     assert "damaged" in (StoredLetter.of("app", found).flaw or "")
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("size", [0, 600, 1_024, 1_025, 60_000])
+async def test_a_message_with_correlation_data_of_any_length_can_be_replayed(size: int) -> None:
+    site = Site()
+    app = site.app()
+    got: list[bytes] = []
+
+    @app.application("n", name="actor")
+    async def handle(message: Message[bytes]) -> None:
+        got.append(message.payload)
+        if len(got) == 1:
+            raise Reject
+
+    async with app:
+        letters = run_of(app).dead_letters
+        site.publish("n", b"x", correlation=b"c" * size)
+        await site.parked()
+        (name,) = await names(letters)
+        assert (await letters.replay(name)).outcome == "handled"
+    assert got == [b"x", b"x"]
 
 
 @pytest.mark.virtual
