@@ -10,7 +10,7 @@ from ._deadlocks import (
     refuse_cycle,
 )
 from ._forked_processes import leave_process
-from ._handlers import handlers_of, on
+from ._handlers import handlers_of, on, on_reminder, reminders_of
 from ._isolation import (
     DONE,
     Isolated,
@@ -55,9 +55,11 @@ __all__ = [
     "leave_process",
     "looked_at",
     "on",
+    "on_reminder",
     "raised_by_hand",
     "refuse_cycle",
     "refuse_unrun",
+    "reminders_of",
     "returns_nothing",
     "run_apart",
     "stay_in_process",

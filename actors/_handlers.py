@@ -1,4 +1,4 @@
-"""`on`, which marks methods as handlers of topics; topics are opaque strings here."""
+"""`on` and `on_reminder`, which mark methods as handlers; what of is opaque here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 from ..errors import ConfigurationError
 
-__all__ = ["handlers_of", "on"]
+__all__ = ["handlers_of", "on", "on_reminder", "reminders_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__spa_dat_topics__"
+_REMINDERS = "__spa_dat_reminders__"
 _WRAPPERS = (staticmethod, classmethod)
 
 
@@ -46,6 +47,42 @@ def on(*topics: object) -> Callable[[F], F]:
         return function
 
     return mark
+
+
+def on_reminder(*names: str) -> Callable[[F], F]:
+    """Make a method of a durable keyed actor the handler of reminders with these names.
+
+    It gets what handlers of topics get: the payload that was given to `Context.remind`, by
+    annotation, the key by the name of its capture, and the name of the reminder as ``reminder``.
+    For a function there is `DistributedApplication.on_reminder`.
+
+    Raises:
+        ConfigurationError: there is no name, or the decorator was written without parentheses.
+    """
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(
+            "@on_reminder takes the names of reminders, as in @on_reminder('service'), and not"
+            f" {names[0] if names else 'nothing'!r}"
+        )
+
+    def mark(function: F) -> F:
+        setattr(function, _REMINDERS, (*names, *getattr(function, _REMINDERS, ())))
+        return function
+
+    return mark
+
+
+def reminders_of(cls: type) -> list[tuple[tuple[str, ...], str]]:
+    """Return the handlers of reminders of a class as (names, attribute name); see `handlers_of`."""
+    found: dict[str, tuple[str, ...]] = {}
+    for klass in reversed(cls.__mro__):
+        for name, value in vars(klass).items():
+            names: tuple[str, ...] | None = getattr(value, _REMINDERS, None)
+            if names is not None:
+                found[name] = names
+            elif name in found and not callable(value):
+                del found[name]
+    return [(names, name) for name, names in found.items()]
 
 
 def handlers_of(cls: type) -> list[tuple[tuple[Any, ...], str]]:

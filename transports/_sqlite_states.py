@@ -31,8 +31,9 @@ _VERSION = 1
 _SCHEMA = (
     """CREATE TABLE state (
         actor TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, revision INTEGER NOT NULL,
-        PRIMARY KEY (actor, key)
+        wake REAL, PRIMARY KEY (actor, key)
     ) WITHOUT ROWID""",
+    "CREATE INDEX state_wake ON state (actor, wake) WHERE wake IS NOT NULL",
     """CREATE TABLE handled (
         n INTEGER PRIMARY KEY AUTOINCREMENT, actor TEXT NOT NULL, name BLOB, digest BLOB,
         at REAL NOT NULL, stage INTEGER NOT NULL, outputs BLOB
@@ -116,6 +117,18 @@ class SqliteStates(StateStore):
             ) from error
         return numbers
 
+    def first_due(self, actor: str, most: int) -> Sequence[tuple[str, float]]:
+        """See `StateStore.first_due`."""
+
+        def select(database: sqlite3.Connection) -> list[Any]:
+            return database.execute(
+                "SELECT key, wake FROM state WHERE actor = ? AND wake IS NOT NULL"
+                " ORDER BY wake LIMIT ?",
+                (actor, most),
+            ).fetchall()
+
+        return [(key.decode("utf-8", "surrogatepass"), wake) for key, wake in self._read(select)]
+
     def unsent(self) -> Sequence[Handled]:
         """See `StateStore.unsent`."""
 
@@ -193,9 +206,9 @@ def _write(database: sqlite3.Connection, changes: Sequence[Change]) -> list[int 
         numbers.append(number)
         if change.value:
             database.execute(
-                "INSERT INTO state VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
-                " SET value = excluded.value, revision = excluded.revision",
-                (*where, change.value, number),
+                "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " value = excluded.value, revision = excluded.revision, wake = excluded.wake",
+                (*where, change.value, number, change.wake),
             )
         elif change.value is not None:
             database.execute("DELETE FROM state WHERE actor = ? AND key = ?", where)

@@ -83,6 +83,8 @@ class Change(msgspec.Struct, gc=False):
         message: the message; None if it has no id, so that it cannot be known again.
         outputs: what it has published.
         at: when, in seconds since 1970.
+        wake: with a value: when something is to be done with the key, in seconds since 1970; None
+            for never.
     """
 
     actor: str
@@ -92,6 +94,7 @@ class Change(msgspec.Struct, gc=False):
     message: MessageIdentity | None
     outputs: tuple[Envelope, ...]
     at: float
+    wake: float | None = None
 
 
 class StateStore(abc.ABC):
@@ -132,6 +135,10 @@ class StateStore(abc.ABC):
             StateNotWritten: nothing was kept; it may be tried again.
             StateLost: it is unknown what was kept, so that nothing may be done any more.
         """
+
+    @abc.abstractmethod
+    def first_due(self, actor: str, most: int) -> Sequence[tuple[str, float]]:
+        """Return the keys of an actor that are to be woken first, in order, each with the time."""
 
     @abc.abstractmethod
     def unsent(self) -> Sequence[Handled]:

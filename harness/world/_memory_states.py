@@ -22,6 +22,7 @@ class MemoryStates(StateStore):
 
     def __init__(self) -> None:
         self._states: dict[tuple[str, str], StoredKey] = {}
+        self._wakes: dict[tuple[str, str], float] = {}
         self._handled: dict[int, tuple[MessageIdentity | None, float]] = {}
         self._numbers: dict[bytes, dict[bytes, int]] = {}
         self._unsent: dict[int, Handled] = {}
@@ -61,8 +62,12 @@ class MemoryStates(StateStore):
             self._last += 1
             if change.value:
                 self._states[where] = StoredKey(change.value, self._last)
+                self._wakes.pop(where, None)
+                if change.wake is not None:
+                    self._wakes[where] = change.wake
             elif change.value is not None:
                 self._states.pop(where, None)
+                self._wakes.pop(where, None)
             self._handled[self._last] = (message, change.at)
             if message is not None:
                 self._numbers.setdefault(message.name, {})[message.digest] = self._last
@@ -77,6 +82,11 @@ class MemoryStates(StateStore):
         for number in acknowledged:
             self._unacknowledged.pop(number, None)
         return numbers
+
+    def first_due(self, actor: str, most: int) -> Sequence[tuple[str, float]]:
+        """See `StateStore.first_due`."""
+        due = [(when, key) for (name, key), when in self._wakes.items() if name == actor]
+        return [(key, when) for when, key in sorted(due)[:most]]
 
     def unsent(self) -> Sequence[Handled]:
         """See `StateStore.unsent`."""

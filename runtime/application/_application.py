@@ -300,6 +300,31 @@ class DistributedApplication:
 
         return register
 
+    def on_reminder(self, actor: str, *names: str) -> Callable[[F], F]:
+        """Register the handler of reminders of a durable function. Decorator; returns the function.
+
+        In a class `on_reminder` marks a method. See `Context.remind`.
+
+        Args:
+            actor: the name of the actor, which is that of its function by default.
+            names: the names of the reminders, at least one.
+
+        Raises:
+            ConfigurationError: there is no such actor, it is not durable, or a name or parameter is
+                wrong.
+        """
+        # Not at the top: most applications have no durable actors.
+        from ..registration._reminder_handlers import check_reminders
+
+        check_reminders(f"on_reminder({actor!r}, ...)", names)
+
+        def register(function: F) -> F:
+            self._runs.refuse("register a handler of reminders")
+            self._registry.add_reminder(actor, names, function)
+            return function
+
+        return register
+
     def add(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Spec[A]:
         """Register an actor class; the arguments are its constructor's.
 

@@ -421,8 +421,10 @@ class Run:
         return tuple(self._actors)
 
     def routes_to(self, actor: ActorRunner) -> list[Route]:
-        """Return the routes to a registered actor from its declared filters."""
-        return self._subscriptions.routes_to(actor)
+        """Return the routes to a registered actor from its filters, and those of reminders."""
+        reminders = None if actor.keyed is None else actor.keyed.reminders
+        of_reminders = [] if reminders is None else reminders.routes_by_topic()
+        return [*self._subscriptions.routes_to(actor), *of_reminders]
 
     @property
     def connections(self) -> tuple[BusConnection, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,18 +22,21 @@ from ...errors import (
 )
 from ...transports import Delivery, Envelope, payload_too_large
 from ...transports._outbox import size_of
-from ...transports._state_store import Change, StoredKey, identity_of
+from ...transports._state_store import Change, Handled, MessageIdentity, StoredKey, identity_of
 from ..handling._argument_values import ProducerScope
 from ..messaging._socket import Socket
 from ..messaging._turn import Effects, Turn, current_turn
+from ..options._option_checks import check_name
 from ..options._retry_policy import Reject
-from ..payloads._codec import JSON, Decoder, encode_as
+from ..payloads._codec import JSON, Decoder, encode, encode_as
 from ..payloads._type_readers import type_name
+from ..registration._reminder_handlers import ANY_REMINDER
 from ._committed_messages import SentOutputs
 from ._durable_states import DurableStates, post_with_room
-from ._key_records import KeyRecord, read_record
+from ._key_records import KeyRecord, Reminder, read_record
 from ._keyed_lane import STATE, KeyedLane, KeyedSocket
 from ._keyed_mailbox import UNSET, KeyCell
+from ._reminders import ReminderDelivery
 from ._timers import ScheduledCall
 
 if TYPE_CHECKING:
@@ -43,9 +47,12 @@ __all__ = ["DurableLane"]
 
 _MOST_STATE = 900_000
 _LARGE_STATE = 100_000
+_MOST_REMINDERS = 1_000
 # Bytes that one message may publish, with so many for each besides its own.
 _MOST_OUTPUT = 67_108_864
 _FOR_EACH_OUTPUT = 1_000
+# Seconds before a key is woken again.
+_AFTER_FAILURE = 1.0
 
 
 class DurableLane(KeyedLane):
@@ -81,10 +88,10 @@ class DurableLane(KeyedLane):
         return False
 
     def _make(self, cell: KeyCell) -> None:
-        if cell.saved is None:
+        if cell.saved is None or cell.saved.state is None:
             super()._make(cell)
             return
-        state = self._decoded(cell.saved, cell.key)
+        state = self._decoded(cell.saved, cell.saved.state, cell.key)
         if not self.host.is_class:
             cell.keep(state)
             return
@@ -104,10 +111,22 @@ class DurableLane(KeyedLane):
         except StateUnreadable as error:
             self._give_up(error)
             raise
+        if self._has_expired(record):
+            return msgspec.structs.replace(record, state=None)
         return record
 
-    def _decoded(self, record: KeyRecord, key: str) -> Any:
-        kept, state = self._kept, record.state
+    def _has_expired(self, record: KeyRecord | None) -> bool:
+        expires = None if record is None else record.expires(self._kept.ttl)
+        return expires is not None and expires <= self.environment.now()
+
+    def instance_for(self, cell: KeyCell, shared: Any) -> Any:
+        """As of `KeyedLane`; a state that has expired is not there any more."""
+        if self._has_expired(cell.saved):
+            cell.reset()
+        return super().instance_for(cell, shared)
+
+    def _decoded(self, record: KeyRecord, state: bytes, key: str) -> Any:
+        kept = self._kept
         try:
             if record.version < kept.version and kept.upgrade:
                 plain = msgspec.json.decode(state)
@@ -146,60 +165,47 @@ class DurableLane(KeyedLane):
         assert turn is not None
         delivery = turn.delivery
         assert delivery is not None
+        reminder = delivery if isinstance(delivery, ReminderDelivery) else None
         message = identity_of(self.actor_name, cell.key, delivery.envelope)
         if message is None:
             self.stats["messages.without_id"] += 1
         key = None if cell.active else cell.key
         known = await self._states.look_up(self.actor_name, key, message)
-        if known.handled is not None:
-            self.stats["messages.known"] += 1
-            if known.handled.outputs:
-                outputs = self._states.outputs_of(known.handled, self.connection)
-                # Some of it may be on its way since the message came first, or since the start.
-                for posted in outputs.pending:
-                    # Only one may be told of an outcome itself, which is whoever posted it.
-                    turn.add(asyncio.shield(posted))
-                await self._send(outputs, delivery)
-            self._states.watch(known.handled.number, delivery)
-            if turn.request is not None:
-                raise RemoteError(
-                    "AlreadyHandled", "the request was handled before, and its reply is not kept"
-                )
-            return None
-        if known.reused:
-            self.stats["messages.id_reused"] += 1
         if key is not None:
             stored = known.stored
             cell.saved = None if stored is None else self._read(stored, key)
+        is_set = reminder is not None and _is_set(cell.saved, reminder)
+        if known.handled is not None and is_set:
+            # It was set again, for the same time, after it had been handled.
+            message = None
+        elif known.handled is not None:
+            await self._send_again(known.handled, turn, delivery)
+            return None
+        if known.reused:
+            self.stats["messages.id_reused"] += 1
+        if reminder is not None and not is_set:
+            # It was replaced or removed while it waited for its turn.
+            return None
         effects = turn.effects = Effects()
         try:
             result = await super().invoke(instance, index, arguments, scope)
             if result is not None:
                 refuse_unrun(result, self.handlers[index].injection.name)
             turn.refuse_failure()
-            record: KeyRecord | None = None
-            value: bytes | None = b""
-            if not effects.deletes:
-                record = self._changed(cell)
-                value = None if record is None else record.as_bytes()
+            record, value = self._changed(cell, effects, reminder)
             # What was posted to other buses has to be there before the message counts as handled.
             if turn.posts:
                 await asyncio.gather(*turn.posts)
-            change = Change(
-                self.actor_name,
-                cell.key,
-                0 if cell.saved is None else cell.saved.revision,
-                value,
-                message,
-                tuple(effects.outputs),
-                self.environment.now(),
+            number = await self.away(
+                self._committed(cell, record, value, message, effects.outputs), delivery
             )
-            number = await self.away(self._committed(change), delivery)
         except BaseException:
             turn.effects = None
             self._undo(cell)
             raise
         turn.effects = None
+        if reminder is not None:
+            reminder.removed = True
         if effects.deletes:
             cell.reset()
         elif record is not None:
@@ -217,23 +223,157 @@ class DurableLane(KeyedLane):
         except OutboxFull:
             await self.away(post_with_room(outputs, connection.bus, connection.post), delivery)
 
+    async def _send_again(self, handled: Handled, turn: Turn, delivery: Delivery) -> None:
+        """Send what a message has published that was handled before, as far as it is not sent."""
+        self.stats["messages.known"] += 1
+        if handled.outputs:
+            outputs = self._states.outputs_of(handled, self.connection)
+            # Some of it may be on its way since the message came first, or since the start.
+            for posted in outputs.pending:
+                # Only one may be told of an outcome itself, which is whoever posted it.
+                turn.add(asyncio.shield(posted))
+            await self._send(outputs, delivery)
+        self._states.watch(handled.number, delivery)
+        if turn.request is not None:
+            raise RemoteError(
+                "AlreadyHandled", "the request was handled before, and its reply is not kept"
+            )
+
+    async def wake(self, cell: KeyCell) -> None:
+        """As of `KeyedLane`: hand out reminders, delete a state that has expired."""
+        alarms = self.host.alarms
+        assert alarms is not None
+        wait: float | None = _AFTER_FAILURE
+        try:
+            wait = await self.away(self._do_what_is_due(cell), self.item)
+        except Exception as error:  # noqa: BLE001 (it is tried again, whatever it is)
+            self.log.warning(
+                "what it is time for in key %s is done later: %s",
+                quoted(cell.key, 200),
+                describe(error),
+            )
+        finally:
+            if wait is not None:
+                alarms.has_rested(cell.key, wait)
+
+    async def _do_what_is_due(self, cell: KeyCell) -> float | None:
+        """Return when there may be more to do, in seconds; None if that is told otherwise."""
+        reminders = self.host.reminders
+        assert reminders is not None
+        known = await self._states.look_up(self.actor_name, cell.key, None)
+        failed = reminders.failed.get(cell.key, ())
+        if known.stored is not None:
+            record = self._read(known.stored, cell.key)
+            left = {
+                name: reminder
+                for name, reminder in record.reminders.items()
+                if not any(_is_set(record, one) and one.name == name for one in failed)
+            }
+            now = self.environment.now()
+            due = [(name, reminder) for name, reminder in left.items() if reminder.due <= now]
+            if len(left) < len(record.reminders) or not due:
+                # What became a dead letter goes, and what has expired. If there is nothing of the
+                # kind it is not time yet, as with another ttl than the one it was written with.
+                await self._write_again(cell, msgspec.structs.replace(record, reminders=left))
+            if due:
+                reminders.failed.pop(cell.key, None)
+                reminders.deliver(cell, sorted(due, key=lambda one: one[1].due))
+                return None
+        reminders.failed.pop(cell.key, None)
+        return 0.0
+
+    async def _write_again(self, cell: KeyCell, record: KeyRecord) -> None:
+        is_empty = record.state is None and not record.reminders
+        value = b"" if is_empty else record.as_bytes()
+        before = cell.saved
+        # What was loaded now is what is there.
+        cell.saved = record
+        try:
+            number = await self._committed(cell, record, value, None, ())
+        except BaseException:
+            cell.saved = before
+            raise
+        self._states.done_with(number)
+        if record.state is None or not cell.active:
+            cell.reset()
+        else:
+            cell.saved = msgspec.structs.replace(record, revision=number)
+
     def _undo(self, cell: KeyCell) -> None:
         """Forget what a failed attempt has made of the state of a key; it is loaded again."""
         cell.reset()
 
-    async def _committed(self, change: Change) -> int:
-        return await self._states.commit(change)
+    async def _committed(
+        self,
+        cell: KeyCell,
+        record: KeyRecord | None,
+        value: bytes | None,
+        message: MessageIdentity | None,
+        outputs: Sequence[Envelope],
+    ) -> int:
+        """Commit what has become of a key, and return the number of that."""
+        wake = None if record is None else record.wake(self._kept.ttl)
+        number = await self._states.commit(
+            Change(
+                self.actor_name,
+                cell.key,
+                0 if cell.saved is None else cell.saved.revision,
+                value,
+                message,
+                tuple(outputs),
+                self.environment.now(),
+                wake,
+            )
+        )
+        if self.host.alarms is not None:
+            self.host.alarms.note(wake)
+        return number
 
-    def _changed(self, cell: KeyCell) -> KeyRecord | None:
-        """Return what is to be kept of a key; None if that is what is kept."""
+    def _changed(
+        self, cell: KeyCell, effects: Effects, fired: ReminderDelivery | None
+    ) -> tuple[KeyRecord | None, bytes | None]:
+        """Return what is to be kept of a key, and that as bytes; None for what is kept already.
+
+        Args:
+            cell: the key.
+            effects: of its message.
+            fired: the message, if it is a reminder.
+        """
+        saved = cell.saved
+        reminders = {} if saved is None or effects.deletes else dict(saved.reminders)
+        if fired is not None:
+            reminders.pop(fired.name, None)
+        for name, reminder in effects.reminders.items():
+            if reminder is None:
+                reminders.pop(name, None)
+            elif fired is not None and (name, reminder[0]) == (fired.name, fired.due):
+                # Another time, so that it is another message.
+                due, payload, content_type = reminder
+                later = math.nextafter(due, math.inf)
+                reminders[name] = Reminder(later, payload, content_type)
+            else:
+                reminders[name] = Reminder(*reminder)
+        state = None if effects.deletes else self._encoded(cell)
+        if state is None and not reminders:
+            return None, None if saved is None else b""
+        changed, version = self.environment.now(), self._kept.version
+        if saved is not None and state == saved.state:
+            changed = saved.changed
+            if version == saved.version and reminders == saved.reminders:
+                return None, None
+        _check_number(cell, reminders)
+        record = KeyRecord(state, version, changed, reminders=reminders)
+        return record, record.as_bytes()
+
+    def _encoded(self, cell: KeyCell) -> bytes:
+        """Return the state of a key as it is to be kept; raise if it cannot be."""
         named = f"the state that was made of key {quoted(cell.key, 200)}"
         try:
             state = encode_as(self.host.state_of(cell), JSON)
         except EncodeError as error:
             raise EncodeError(f"{named} is not kept: {error}") from error
-        saved, version = cell.saved, self._kept.version
-        if saved is not None and state == saved.state and version == saved.version:
-            return None
+        if cell.saved is not None and state == cell.saved.state:
+            return state
         size = len(state)
         if size > _MOST_STATE:
             raise Reject(
@@ -252,11 +392,32 @@ class DurableLane(KeyedLane):
                 quoted(cell.key, 200),
                 size,
             )
-        return KeyRecord(state, version, self.environment.now())
+        return state
+
+    def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
+        """See `Context.remind`."""
+        known = [one for handler in self.handlers for one in handler.reminders]
+        known.remove(ANY_REMINDER)
+        if name not in known:
+            there_are = ", ".join(map(repr, known)) or "none"
+            raise ConfigurationError(
+                f"context.remind({quoted(name)}): no handler of actor {self.actor_name!r} has this"
+                f" name; there are: {there_are}. @on_reminder({quoted(name)}) makes one of a"
+                f" method, and @app.on_reminder({self.actor_name!r}, {quoted(name)}) of a function"
+            )
+        effects = self._effects(cell, "context.remind()")
+        effects.reminders[name] = (due, *encode(payload))
+
+    def forget_reminder_of(self, cell: KeyCell, name: str) -> None:
+        """See `Context.forget_reminder`."""
+        check_name("context.forget_reminder(): reminder", name)
+        self._effects(cell, "context.forget_reminder()").reminders[name] = None
 
     def delete_key(self, cell: KeyCell) -> None:
         """See `Context.delete`."""
-        self._effects(cell, "context.delete()").deletes = True
+        effects = self._effects(cell, "context.delete()")
+        effects.deletes = True
+        effects.reminders.clear()
 
     def _effects(self, cell: KeyCell, what: str) -> Effects:
         """Return the effects of the message that is being handled, for a method of a context.
@@ -273,7 +434,7 @@ class DurableLane(KeyedLane):
         if effects is None:
             raise ConfigurationError(
                 f"{what} is a part of a message that is being handled: call it before the handler"
-                " returns, and not in on_activate or on_passivate"
+                " returns, and not in on_passivate"
             )
         return effects
 
@@ -283,7 +444,7 @@ class DurableLane(KeyedLane):
         """Raise ConfigurationError: what a scheduled call changes is not committed."""
         raise ConfigurationError(
             f"actor {self.actor_name!r} is durable, and context.later() is not: what it changes"
-            " would not be kept; publish a message to the key instead"
+            " would not be kept; use context.remind() instead"
         )
 
 
@@ -322,3 +483,20 @@ class _DurableSocket(KeyedSocket):
         effects.size = size
         effects.outputs.append(envelope)
         return True
+
+
+def _is_set(record: KeyRecord | None, delivery: ReminderDelivery) -> bool:
+    """Return whether a reminder is still what it was when it was handed out."""
+    reminder = None if record is None else record.reminders.get(delivery.name)
+    return reminder is not None and reminder.due == delivery.due
+
+
+def _check_number(cell: KeyCell, reminders: Mapping[str, Reminder]) -> None:
+    """Raise Reject for more reminders of a key than are allowed, or larger ones."""
+    size = sum(len(one.payload) for one in reminders.values())
+    if size > _LARGE_STATE or len(reminders) > _MOST_REMINDERS:
+        raise Reject(
+            f"key {quoted(cell.key, 200)} has {len(reminders)} reminders with {size} bytes of"
+            f" payload, and {_MOST_REMINDERS} with {_LARGE_STATE} bytes are allowed: keep in the"
+            " state what they are about"
+        )

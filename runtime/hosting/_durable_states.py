@@ -52,10 +52,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    actor: str
-    key: str | None
-    message: MessageIdentity | None
-    answer: asyncio.Future[Known]
+    ask: Callable[[StateStore], Any]
+    answer: asyncio.Future[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +162,16 @@ class DurableStates:
         self, actor: str, key: str | None, message: MessageIdentity | None
     ) -> asyncio.Future[Known]:
         """Return what is known of a key, unless it is None, and of a message."""
-        answer: asyncio.Future[Known] = self._loop.create_future()
-        self._questions.append(_Question(actor, key, message, answer))
+        return self.ask(lambda store: _known(store, actor, key, message))
+
+    def ask(self, question: Callable[[StateStore], T]) -> asyncio.Future[T]:
+        """Return what a question to the store is answered with, after what is being committed.
+
+        Args:
+            question: called in the thread.
+        """
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._questions.append(_Question(question, answer))
         self._go_on()
         return answer
 
@@ -183,6 +189,10 @@ class DurableStates:
     def watch(self, number: int, delivery: Delivery) -> None:
         """Note, from now on, when the outputs of a message are done with, and it is itself."""
         self._committed.watch(number, delivery)
+
+    def done_with(self, number: int) -> None:
+        """Note that nothing depends any more on a change that was made for no message."""
+        self._committed.acknowledged.append(number)
 
     async def close(self) -> None:
         """Finish what is being committed, and release the store."""
@@ -243,7 +253,7 @@ class DurableStates:
         changes = [one.change for one in commits]
         trim = self._loop.time() >= self._trimmed + _TRIM_EVERY
 
-        def work() -> tuple[list[Known | Exception], Sequence[int | None] | Exception]:
+        def work() -> tuple[list[Any], Sequence[int | None] | Exception]:
             numbers: Sequence[int | None] | Exception = ()
             if changes or sent or acknowledged:
                 try:
@@ -252,7 +262,7 @@ class DurableStates:
                         store.trim(self._now())
                 except Exception as error:  # noqa: BLE001 (each has to learn of it)
                     numbers = error
-            return [_answer(store, one) for one in questions], numbers
+            return [_answer(store, one.ask) for one in questions], numbers
 
         answers, numbers = await self._in_thread(work)
         if trim:
@@ -313,16 +323,18 @@ async def post_with_room(
             return
 
 
-def _answer(store: StateStore, question: _Question) -> Known | Exception:
+def _answer(store: StateStore, question: Callable[[StateStore], Any]) -> Any:
     try:
-        stored = None
-        if question.key is not None:
-            stored = store.load(question.actor, (question.key,)).get(question.key)
-        found: Handled | bool = False
-        if question.message is not None:
-            found = store.find(question.message)
+        return question(store)
     except Exception as error:  # noqa: BLE001 (whoever asks has to learn of it)
         return error
+
+
+def _known(
+    store: StateStore, actor: str, key: str | None, message: MessageIdentity | None
+) -> Known:
+    stored = None if key is None else store.load(actor, (key,)).get(key)
+    found = False if message is None else store.find(message)
     if isinstance(found, Handled):
         return Known(stored, found, reused=False)
     return Known(stored, None, reused=found)

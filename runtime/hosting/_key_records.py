@@ -2,42 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import msgspec
 
 from ..._texts import quoted
 from ...errors import StateUnreadable
 from ...transports._state_store import StoredKey
 
-__all__ = ["KeyRecord", "read_record"]
+__all__ = ["KeyRecord", "Reminder", "read_record"]
 
 _FORMAT = 1
+
+
+class Reminder(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A reminder of a key.
+
+    Attributes:
+        due: when, in seconds since 1970.
+        payload: for its handler.
+        content_type: of the payload.
+    """
+
+    due: float
+    payload: bytes
+    content_type: str | None = None
+
+
+_NO_REMINDERS: Mapping[str, Reminder] = MappingProxyType({})
 
 
 class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a key.
 
     Attributes:
-        state: as JSON.
+        state: as JSON; None if it has none.
         version: of its class.
         changed: when it was changed last, in seconds since 1970.
         revision: of the store; 0 if it has nothing of the key.
+        reminders: by name.
     """
 
-    state: bytes
+    state: bytes | None
     version: int
     changed: float
     revision: int = 0
+    reminders: Mapping[str, Reminder] = _NO_REMINDERS
 
     def as_bytes(self) -> bytes:
         """Return it as it is stored: a line of JSON about the state, and the state."""
-        header = msgspec.json.encode(_Header(_FORMAT, self.version, self.changed))
-        return b"%b\n%b" % (header, self.state)
+        header = msgspec.json.encode(
+            _Header(_FORMAT, self.version, self.changed, dict(self.reminders))
+        )
+        return b"%b\n%b" % (header, self.state or b"")
+
+    def expires(self, ttl: float | None) -> float | None:
+        """Return when its state expires, in seconds since 1970; None if it never does.
+
+        Args:
+            ttl: seconds from its last change; None for ever.
+        """
+        return None if ttl is None or self.state is None else self.changed + ttl
+
+    def wake(self, ttl: float | None) -> float | None:
+        """Return when something is to be done with the key; as `expires`."""
+        times = [reminder.due for reminder in self.reminders.values()]
+        expires = self.expires(ttl)
+        if expires is not None:
+            times.append(expires)
+        return min(times, default=None)
 
 
-class _Header(msgspec.Struct, gc=False):
+class _Header(msgspec.Struct, gc=False, omit_defaults=True):
     format: int
     version: int
     changed: float
+    reminders: dict[str, Reminder] = {}
 
 
 _FORMAT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -65,4 +106,6 @@ def read_record(stored: StoredKey, key: str) -> KeyRecord:
             f"what is kept of key {quoted(key, 200)} is damaged ({error}), and is left as it is:"
             " restore it, or delete the key in the store"
         ) from error
-    return KeyRecord(state, read.version, read.changed, stored.revision)
+    return KeyRecord(
+        state or None, read.version, read.changed, stored.revision, read.reminders or _NO_REMINDERS
+    )

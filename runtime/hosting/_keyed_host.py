@@ -14,12 +14,14 @@ from ...actors import RestartPolicy
 from ...transports import Delivery, DeliveryState, Envelope
 from ..messaging._request_deadlocks import CHAIN_HEADER
 from ..routing._router import Router
-from ._keyed_lane import LEAVE, STATE, WORK, KeyedLane
+from ._keyed_lane import LEAVE, STATE, WAKE, WORK, KeyedLane
 from ._keyed_mailbox import UNSET, KeyCell, KeyedMailbox, KeyStage
 
 if TYPE_CHECKING:
     from ...transports._tenures import Tenure
     from ._actor_runner import ActorRunner
+    from ._key_alarms import KeyAlarms
+    from ._reminders import Reminders
 
 __all__ = ["KeyedHost"]
 
@@ -48,6 +50,8 @@ class KeyedHost:
         is_class: whether a class was registered, of which each key has an instance.
         activates: whether it has an ``on_activate``.
         passivates: whether it has an ``on_passivate``.
+        alarms: wake the keys of a durable actor; None for any other.
+        reminders: those of a durable actor that are due; None for any other.
         making_timers: held while a key gets timers.
 
     Args:
@@ -90,6 +94,15 @@ class KeyedHost:
         # At the end, those whose `on_passivate` was called.
         self._left: dict[KeyCell, None] = {}
         self.lanes: tuple[KeyedLane, ...] = ()
+        self.alarms: KeyAlarms | None = None
+        self.reminders: Reminders | None = None
+        states = runner.run.durable_states
+        if states is not None and options.durable:
+            # Only who needs them pays for the modules.
+            from ._key_alarms import KeyAlarms
+
+            environment = runner.connection.surroundings.environment
+            self.alarms = KeyAlarms(runner.name, states, environment, self._wake)
         self._idle.append(self._add_lane())
 
     def _add_lane(self) -> KeyedLane:
@@ -172,7 +185,17 @@ class KeyedHost:
     def spawned(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
         """Note how lanes are started, now that the first one is, so that others may be."""
         self._spawned_with = restart, resources
+        if self.alarms is not None:
+            # Only who needs them pays for the modules.
+            from ._reminders import Reminders
+
+            self.reminders = Reminders(self._runner, self, self._wake)
+            self.alarms.start()
         self.dispatch()
+
+    def _wake(self, key: str) -> None:
+        if not self.mailbox.closed and not self._stopping:
+            self.mailbox.put_last(self.mailbox.cell_of_key(key), WAKE)
 
     def dispatch(self) -> None:
         """Give work to lanes, as long as something waits and there are places."""
@@ -350,7 +373,11 @@ class KeyedHost:
             self.let_go(cell)
 
     def stop_timers(self) -> None:
-        """Make no more calls that were scheduled."""
+        """Make no more calls that were scheduled, and wake no more keys."""
+        if self.alarms is not None:
+            self.alarms.stop()
+        if self.reminders is not None:
+            self.reminders.stop()
         for cell in self.mailbox.cells.values():
             if cell.timers is not None:
                 cell.timers.stop()

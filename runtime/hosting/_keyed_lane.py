@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
     from ._keyed_host import KeyedHost
 
-__all__ = ["LEAVE", "STATE", "WORK", "KeyedLane", "KeyedSocket", "KeyedSource"]
+__all__ = ["LEAVE", "STATE", "WAKE", "WORK", "KeyedLane", "KeyedSocket", "KeyedSource"]
 
 T = TypeVar("T")
 _MOST_ROUTES = 1_000
@@ -48,12 +48,17 @@ class _Leave:
     """The state of a cell is to be forgotten."""
 
 
+class _Wake:
+    """It is time to do something in a cell."""
+
+
 class _Inactive:
     """Stands for the instance of a key whose state is not there yet."""
 
 
 WORK = _Work()
 LEAVE = _Leave()
+WAKE = _Wake()
 STATE = "state"
 """The attribute of an instance that has the state of its key."""
 _INACTIVE = _Inactive()
@@ -111,6 +116,8 @@ class KeyedSource:
                         host.note_unsettled(cell, work)
                 elif work is LEAVE:
                     await lane.passivate(cell)
+                elif work is WAKE:
+                    await lane.wake(cell)
                 else:
                     await lane.make_call(cell, work)
             finally:
@@ -265,6 +272,10 @@ class KeyedLane(Lane):
                 self.failed("on_passivate", error)
         self.host.has_left(cell)
 
+    async def wake(self, cell: KeyCell) -> None:
+        """Do what it is time for in a key; only durable keys have anything of the kind."""
+        raise NotImplementedError
+
     async def _call_hook(self, cell: KeyCell, name: str) -> None:
         hook = self.spec.hooks[name]
         arguments = hook.injection.bind(_KeyScope(self, hook, cell))
@@ -401,6 +412,14 @@ class KeyedLane(Lane):
     def delete_key(self, cell: KeyCell) -> None:
         """Delete the state of a key, as `Context.delete` does; see `Lane.delete`."""
         self.delete()
+
+    def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
+        """Set a reminder of a key, as `Context.remind` does; see `Lane.remind`."""
+        self.remind(name, payload, due)
+
+    def forget_reminder_of(self, cell: KeyCell, name: str) -> None:
+        """Remove a reminder of a key, as `Context.forget_reminder` does."""
+        self.forget_reminder(name)
 
     # Places.
 
@@ -560,6 +579,12 @@ class _KeyContext:
 
     def delete(self) -> None:
         self._lane.delete_key(self._cell)
+
+    def remind(self, name: str, payload: object, due: float) -> None:
+        self._lane.remind_key(self._cell, name, payload, due)
+
+    def forget_reminder(self, name: str) -> None:
+        self._lane.forget_reminder_of(self._cell, name)
 
     def request_stop(self) -> None:
         self._lane.request_stop()

@@ -291,7 +291,10 @@ class KeyedMailbox(Mailbox):
             self.ready.append(cell)
 
     def _cell_of(self, item: Any) -> KeyCell:
-        key = self._key_of(item)
+        return self.cell_of_key(self._key_of(item))
+
+    def cell_of_key(self, key: str) -> KeyCell:
+        """Return the cell of a key, which is made if there is none."""
         cell = self.cells.get(key)
         if cell is None:
             cell = self.cells[key] = KeyCell(key)

@@ -463,6 +463,21 @@ class Lane:
             " assign a new state instead, or give per= and durable=True"
         )
 
+    def remind(self, name: str, payload: object, due: float) -> None:
+        """See `Context.remind`: refused, as only durable keys have reminders."""
+        self._refuse_reminders("remind")
+
+    def forget_reminder(self, name: str) -> None:
+        """See `Context.forget_reminder`: refused, as only durable keys have reminders."""
+        self._refuse_reminders("forget_reminder")
+
+    def _refuse_reminders(self, method: str) -> None:
+        raise ConfigurationError(
+            f"actor {self.actor_name!r} is not durable, so it has no reminders and no"
+            f" context.{method}(): use context.later(), which the program forgets when it ends, or"
+            " give per= and durable=True"
+        )
+
     def request_stop(self) -> None:
         """See `Context.stop`."""
         self.runner.request_stop()

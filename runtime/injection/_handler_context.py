@@ -6,13 +6,18 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Protocol
 
 from ..._environment import Environment
+from ..._texts import quoted
 from ...errors import ActorStopped, ConfigurationError
 from ..options._option_checks import is_number
 
 __all__ = ["Context", "ContextOwner", "Timer"]
+
+# Seconds: some 30,000 years.
+_FOREVER = 1e12
 
 
 class Timer(Protocol):
@@ -51,6 +56,10 @@ class ContextOwner(Protocol):
     def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> Timer: ...
 
     def delete(self) -> None: ...
+
+    def remind(self, name: str, payload: object, due: float) -> None: ...
+
+    def forget_reminder(self, name: str) -> None: ...
 
     def request_stop(self) -> None: ...
 
@@ -154,6 +163,46 @@ class Context:
         self._check_generation()
         self._owner.delete()
 
+    def remind(
+        self,
+        name: str,
+        payload: object = None,
+        *,
+        at: float | datetime | None = None,
+        after: float | None = None,
+    ) -> None:
+        """Have this durable key reminded at a time: a handler marked with `on_reminder` is called.
+
+        It is set when the message has been handled, with the same commit, and survives the program.
+        One of the same name is replaced. It comes as a message with an id of its own, in turn with
+        the key's other messages, never early, and once if it is overdue; retries and dead letters
+        are those of any message.
+
+        Args:
+            name: which handler, and which reminder of the key.
+            payload: for the handler, sent as by `Socket.publish`.
+            at: when: seconds since 1970, or a datetime with its zone. One in the past is due at
+                once.
+            after: seconds from now, 0 or more, in place of ``at``.
+
+        Raises:
+            ConfigurationError: not exactly one of ``at`` and ``after`` is given, or one that cannot
+                be; no handler has that name; or as for `delete`.
+            EncodeError: the payload cannot be encoded.
+            ActorStopped: as for `state`.
+        """
+        self._check_generation()
+        self._owner.remind(name, payload, _due(name, at, after, self.now))
+
+    def forget_reminder(self, name: str) -> None:
+        """Remove a reminder of this durable key, if there is one, as `remind` sets it.
+
+        Raises:
+            ConfigurationError, ActorStopped: as for `remind`.
+        """
+        self._check_generation()
+        self._owner.forget_reminder(name)
+
     def stop(self) -> None:
         """Stop this actor after the current message. The rest of the application keeps running."""
         self._check_generation()
@@ -165,3 +214,29 @@ class Context:
                 f"actor {self._owner.actor_name!r} has restarted, and this context is from before:"
                 " its handler was given up at its deadline, or the actor had to be restarted"
             )
+
+
+def _due(
+    name: object, at: float | datetime | None, after: float | None, now: Callable[[], float]
+) -> float:
+    """Return when a reminder is due, in seconds since 1970."""
+    call = f"context.remind({quoted(name)})"
+    if (at is None) is (after is None):
+        raise ConfigurationError(f"{call}: give either at= or after=")
+    if isinstance(at, datetime):
+        if at.tzinfo is None:
+            raise ConfigurationError(
+                f"{call}: at={at} has no zone: give one, as in datetime.now(UTC), or seconds since"
+                " 1970"
+            )
+        return at.timestamp()
+    if after is not None:
+        if not is_number(after) or not 0 <= after < _FOREVER:
+            raise ConfigurationError(f"{call}: after={quoted(after)}: give seconds, 0 or more")
+        return now() + after
+    assert at is not None
+    if not is_number(at) or not abs(at) < _FOREVER:
+        raise ConfigurationError(
+            f"{call}: at={quoted(at)}: give seconds since 1970, or a datetime with its zone"
+        )
+    return float(at)

@@ -43,11 +43,14 @@ class Effects(msgspec.Struct, eq=False):
         outputs: what it has published.
         size: the bytes that these take.
         deletes: whether it has deleted the state of the key.
+        reminders: those that it has set, by name, each as when it is due, payload and content type;
+            None for those that it has removed.
     """
 
     outputs: list[Envelope] = []
     size: int = 0
     deletes: bool = False
+    reminders: dict[str, tuple[float, bytes, str | None] | None] = {}
 
 
 class Turn(msgspec.Struct, eq=False):

@@ -25,6 +25,8 @@ class Durable:
         upgrade: functions by version: each gets a state of that version as it is in JSON (a dict,
             if the class has fields) and returns it as the next version has it. A version without
             one needs no change: fields that were added have defaults.
+        ttl: seconds after its last change after which a state is deleted; None for never. From then
+            on it is not seen any more.
         hot: as the option of the actor: the most keys whose states are in memory.
         idle: as the option of the actor: seconds without a message after which a state is in memory
             no longer.
@@ -35,6 +37,7 @@ class Durable:
 
     version: int = 1
     upgrade: Mapping[int, Callable[[Any], Any]] = field(default_factory=dict)
+    ttl: float | None = None
     hot: int | None = None
     idle: float | None = None
 
@@ -58,6 +61,8 @@ class Durable:
                     f"{name}: {quoted(function)} cannot be called: give a function that takes a"
                     f" state of version {version} and returns one of version {version + 1}"
                 )
+        if self.ttl is not None:
+            check_seconds(owner, "Durable(ttl)", self.ttl)
         if self.hot is not None:
             check_count(owner, "Durable(hot)", self.hot, MOST_HOT)
         if self.idle is not None:

@@ -103,6 +103,28 @@ class Registry:
         refuse_shared_state(spec.name, merged.state, self._states(but=earlier))
         self._enter(spec, earlier)
 
+    def add_reminder(
+        self, actor: str, names: tuple[str, ...], function: Callable[..., Any]
+    ) -> None:
+        """Register the handler of reminders of an actor that is a function."""
+        spec = next(iter(self._named.get(actor, ())), None)
+        if spec is None:
+            known = ", ".join(repr(spec.name) for spec in self.specs) or "none"
+            raise ConfigurationError(
+                f"on_reminder({actor!r}, ...): no actor has that name; there are: {known}"
+            )
+        if isinstance(spec.source, type):
+            raise ConfigurationError(
+                f"on_reminder({actor!r}, ...): the actor is a class: decorate one of its methods"
+                " with @on_reminder instead"
+            )
+        spec.reminder_functions.append((names, function))
+        try:
+            spec.reconfigure(spec.options)
+        except BaseException:
+            spec.reminder_functions.pop()
+            raise
+
     def add_class(
         self, cls: Callable[..., A], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Spec[A]:

@@ -38,6 +38,7 @@ class Handler:
             own formats.
         attribute: its name in the class; empty for a function.
         signature: what it asks for.
+        reminders: the names of the reminders that it handles.
     """
 
     filters: tuple[TopicFilter, ...]
@@ -48,6 +49,7 @@ class Handler:
     reply_codec: Codec | None
     attribute: str
     signature: Signature
+    reminders: tuple[str, ...] = ()
 
 
 class Spec(Generic[A]):
@@ -62,6 +64,8 @@ class Spec(Generic[A]):
         hooks: ``on_start`` and ``on_stop``, by name, where they have parameters to inject.
         options: how it is run.
         message_key: reads the keys of its messages.
+        reminder_functions: of an actor that is a function: the names of reminders, and the
+            function that handles them.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Spec(Generic[A]):
         self.name = check_name("actor name", name)
         self.kind: Kind = kind
         self.source = source
+        self.reminder_functions: list[tuple[tuple[str, ...], Callable[..., Any]]] = []
         self.factory = factory
         self._analyse = analyse
         self._analyse_hooks = analyse_hooks

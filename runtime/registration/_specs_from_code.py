@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from ...actors import Actor, handlers_of
+from ...actors import Actor, handlers_of, reminders_of
 from ...errors import ConfigurationError
 from ...transports import RESERVED, TopicFilter, is_reserved
 from ..injection._handler_context import Context
@@ -54,8 +55,10 @@ def function_spec(
     owner = str(getattr(function, "__name__", type(function).__name__)) if name is None else name
     filters = _checked_filters(owner, topics, options) if kind == "application" else ()
 
+    added: list[tuple[tuple[str, ...], Callable[..., Any]]] = []
+
     def analyse(changed: ActorOptions) -> tuple[Handler, ...]:
-        return (
+        main = (
             _handler(
                 function,
                 topics,
@@ -67,8 +70,16 @@ def function_spec(
                 attribute="",
             ),
         )
+        return main + _reminder_handlers(
+            owner,
+            [(names, one, "", lambda instance, one=one: one) for names, one in added],
+            changed,
+            shared_resources,
+        )
 
-    return Spec(owner, kind, function, FunctionActor, options, analyse)
+    spec = Spec(owner, kind, function, FunctionActor, options, analyse)
+    spec.reminder_functions = added
+    return spec
 
 
 def class_spec(
@@ -108,7 +119,15 @@ def class_spec(
             for topics, attribute in _declared(cls)
         )
         _refuse_shadowed(cls.__name__, handlers)
-        return handlers
+        return handlers + _reminder_handlers(
+            cls.__name__,
+            [
+                (names, getattr(cls, attribute), attribute, operator.attrgetter(attribute))
+                for names, attribute in reminders_of(cls)
+            ],
+            changed,
+            shared_resources,
+        )
 
     def analyse_hooks(changed: ActorOptions) -> dict[str, Handler]:
         if changed.per is not None:
@@ -120,6 +139,50 @@ def class_spec(
         }
 
     return Spec(name, "application", cls, factory, merged, analyse, analyse_hooks)
+
+
+def _reminder_handlers(
+    owner: str,
+    functions: Sequence[tuple[tuple[str, ...], Callable[..., Any], str, Any]],
+    options: ActorOptions,
+    shared_resources: Sequence[str],
+) -> tuple[Handler, ...]:
+    if not options.durable or options.per is None:
+        if functions:
+            raise ConfigurationError(
+                f"{owner}: reminder {functions[0][0][0]!r} is a part of what is kept of a key: give"
+                " per= and durable=True"
+            )
+        return ()
+    # Not at the top: most applications have no durable actors.
+    from ._reminder_handlers import ANY_REMINDER, check_reminders, no_handler, reminder_filter
+
+    seen: set[str] = set()
+    handlers = []
+    every = ((ANY_REMINDER,), no_handler, "", lambda instance: no_handler)
+    for names, function, attribute, bind in (*functions, every):
+        if function is not no_handler:
+            check_reminders(owner, names)
+        for name in names:
+            if name in seen:
+                raise ConfigurationError(
+                    f"{owner}: reminder {name!r} has two handlers: remove one of them"
+                )
+            seen.add(name)
+        handler = _handler(
+            function,
+            (),
+            (reminder_filter(options.per),),
+            "application",
+            options,
+            shared_resources,
+            bind,
+            attribute=attribute,
+            has_self=bool(attribute),
+        )
+        # Nobody subscribes to their topics.
+        handlers.append(replace(handler, filters=(), responder=False, reminders=names))
+    return tuple(handlers)
 
 
 def check_arguments(

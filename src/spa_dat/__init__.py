@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._busy_threads import busy_thread
     from ._json_formatter import JsonFormatter
-    from .actors import Actor, ActorRef, Overflow, RestartPolicy
+    from .actors import Actor, ActorRef, Overflow, RestartPolicy, on_reminder
     from .errors import RemoteError, SpaDatError
     from .runtime import (
         ActorHealth,
@@ -100,6 +100,7 @@ __all__ = [
     "busy_thread",
     "carried_headers",
     "on",
+    "on_reminder",
     "run",
 ]
 
@@ -111,6 +112,7 @@ _PARTS = {
         "ActorRef",
         "Overflow",
         "RestartPolicy",
+        "on_reminder",
     ),
     "errors": (
         "RemoteError",

@@ -70,6 +70,10 @@ EXPECTED = {
         "refused with code 'bad-request'",
         "2 offers, the best from cheap: 20.00",
     ],
+    "reminders": [
+        "order 7 is paid: 20.0 euros",
+        "order 8 was not paid, and is cancelled\nwhat was meant for order 8 goes back: 30.0 euros",
+    ],
     "resources": [
         "database open",
         "wine: 3 readings, 13.0 °C on average",
@@ -101,6 +105,8 @@ publish orders/{customer}
 traces: 1
 """
 """What the example of spans prints on memory."""
+NOT_ON_KAFKA = {"reminders"}
+"""Examples with durable keys, which the runtime refuses there."""
 MARKS = {"plant": pytest.mark.slow}
 
 
@@ -142,6 +148,10 @@ def run(name: str, arguments: list[str], folder: Path) -> subprocess.CompletedPr
     "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in EXPECTED]
 )
 def test_example_does_its_job_and_ends(name: str, arguments: list[str], tmp_path: Path) -> None:
+    if name in NOT_ON_KAFKA and arguments and "kafka" in arguments[0]:
+        result = run(name, arguments, tmp_path)
+        assert "not possible yet on the bus" in result.stderr
+        return
     result = run(name, arguments, tmp_path)
 
     assert result.returncode == 0, result.stdout + result.stderr

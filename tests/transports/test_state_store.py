@@ -137,6 +137,28 @@ def test_what_tells_messages_with_one_id_apart(field: str, value: Any) -> None:
     assert identity_of("a", "k", message) != identity_of("a", "l\ud800", message)
 
 
+def test_keys_are_told_in_the_order_in_which_they_are_to_be_woken(
+    reopen: Callable[[], StateStore],
+) -> None:
+    store = reopen()
+    odd = "k\0\ud800"
+    numbers = commit(
+        store,
+        *(
+            msgspec.structs.replace(change(n, key=key), wake=wake)
+            for n, (key, wake) in enumerate({"a": 3.0, odd: 1.5, "c": None, "d": 2.0}.items())
+        ),
+    )
+    store = reopen()
+    assert store.first_due("a", 10) == [(odd, 1.5), ("d", 2.0), ("a", 3.0)]
+    assert store.first_due("a", 2) == [(odd, 1.5), ("d", 2.0)]
+    assert store.first_due("b", 10) == []
+    later = msgspec.structs.replace(change(7, key=odd, revision=numbers[1]), wake=9.0)
+    commit(store, later, change(8, key="d", value=b"", revision=numbers[3]))
+    commit(store, change(9, key="a", revision=numbers[0]))
+    assert store.first_due("a", 10) == [(odd, 9.0)]
+
+
 def test_ids_that_were_used_for_other_messages_are_told(
     reopen: Callable[[], StateStore],
 ) -> None:

@@ -308,6 +308,7 @@ class Recent:
             {"durable": Durable(upgrade=str)},  # type: ignore[arg-type]
             "give functions by the versions",
         ),
+        ({"durable": Durable(ttl=0)}, r"Durable\(ttl\)=0"),
         ({"durable": Durable(hot=0)}, r"Durable\(hot\)=0"),
         ({"durable": Durable(idle=-1)}, r"Durable\(idle\)=-1"),
         ({"durable": Durable(hot=1), "hot": 2}, r"hot=2 and Durable\(hot=1\): give only one"),

@@ -1,0 +1,127 @@
+"""Alarms: waking durable keys at the time at which something is to be done in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..._environment import Environment
+from ..._texts import describe
+from ._durable_states import DurableStates
+
+__all__ = ["KeyAlarms"]
+
+_AT_ONCE = 100
+# Loop time and wall time may drift apart: the wall clock is looked at so often at least.
+_LOOK_AGAIN = 60.0
+_AFTER_FAILURE = 1.0
+
+
+class KeyAlarms:
+    """Wakes the keys of one durable actor, some at a time, when the store says that it is time.
+
+    Never early by the environment's clock. A key that was woken is not woken again until it has
+    come to rest.
+
+    Args:
+        actor: the actor's name.
+        states: where the times are.
+        environment: the clock.
+        wake: called with each key whose time has come.
+    """
+
+    def __init__(
+        self,
+        actor: str,
+        states: DurableStates,
+        environment: Environment,
+        wake: Callable[[str], None],
+    ) -> None:
+        self._actor = actor
+        self._states = states
+        self._now = environment.now
+        self._wake = wake
+        self._loop = asyncio.get_running_loop()
+        self._awake: dict[str, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._looking: asyncio.Future[Any] | None = None
+        self._stopped = False
+        # Whether something has changed since the store was asked.
+        self._again = False
+
+    def start(self) -> None:
+        """Begin to look for keys whose time has come."""
+        self._look()
+
+    def note(self, when: float | None) -> None:
+        """Note that a key is to be woken at a time, in seconds since 1970; None if it is not."""
+        if when is not None:
+            self._look_in(when - self._now())
+
+    def has_rested(self, key: str, wait: float = 0.0) -> None:
+        """Note that all is done for which a key was woken, or is to be tried again.
+
+        Args:
+            key: the key.
+            wait: seconds before it may be woken again.
+        """
+        self._awake.pop(key, None)
+        # There may be more of them than were asked for, and it may be time for this one again.
+        if len(self._awake) <= _AT_ONCE // 2:
+            self._look_in(wait)
+
+    def stop(self) -> None:
+        """Wake no more keys."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_in(self, seconds: float) -> None:
+        if self._stopped:
+            return
+        if self._looking is not None:
+            self._again = True
+            return
+        at = self._loop.time() + min(max(0.0, seconds), _LOOK_AGAIN)
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._stopped or self._looking is not None:
+            return
+        self._again = False
+        actor, most = self._actor, len(self._awake) + _AT_ONCE
+        self._looking = self._states.ask(lambda store: store.first_due(actor, most))
+        self._looking.add_done_callback(self._looked)
+
+    def _looked(self, looking: asyncio.Future[Sequence[tuple[str, float]]]) -> None:
+        self._looking = None
+        if self._stopped or looking.cancelled():
+            return
+        error = looking.exception()
+        if error is not None:
+            self._states.log.warning(
+                "actor %r cannot look for keys whose time has come: %s",
+                self._actor,
+                describe(error),
+            )
+            self._look_in(_AFTER_FAILURE)
+            return
+        now = self._now()
+        for key, when in looking.result():
+            if when > now:
+                self._look_in(when - now)
+                break
+            if key not in self._awake:
+                self._awake[key] = None
+                self._wake(key)
+        if self._again:
+            self._look_in(0.0)
