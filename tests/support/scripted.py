@@ -206,17 +206,14 @@ class ScriptedBroker:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
-        task = asyncio.create_task(self._run(script, reader, writer))
+        task = asyncio.create_task(self._run(script, Peer(reader, writer)))
+        # Not in the task, which may be cancelled before it has begun.
+        task.add_done_callback(lambda _: writer.transport.abort())
         self._tasks.append(task)
 
-    async def _run(
-        self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        try:
-            with contextlib.suppress(EOFError, ConnectionError):
-                await script(Peer(reader, writer))
-        finally:
-            writer.transport.abort()
+    async def _run(self, script: Script, peer: Peer) -> None:
+        with contextlib.suppress(EOFError, ConnectionError):
+            await script(peer)
 
 
 def _frame(first: int, body: bytes) -> bytes:

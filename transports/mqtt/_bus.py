@@ -21,8 +21,9 @@ from .._outbox import Outbox, OutboxEntry, payload_too_large
 from .._topics import command_topic, reply_prefix
 from .._wire_formats import WireFormats
 from ._config import MqttConfig
-from ._connection import Connection, ConnectionGroup
+from ._connection import Connection
 from ._connection_events import Loss, ServerLimits
+from ._connection_group import ConnectionGroup
 from ._consumer import MqttConsumer
 from ._message_checks import check_message
 from ._publishing import Outgoing
@@ -92,7 +93,7 @@ class MqttBus(Bus):
         )
         backoff = config.backoff(surroundings.environment)
         self._outgoing = Outgoing(self._outbox, self._write, backoff, self._stats, config.address)
-        self._group = ConnectionGroup()
+        self._group = ConnectionGroup(surroundings.fatal)
         self._connection = Connection(self, config, self._identifier, surroundings, self._group)
 
     # The contract of a bus.

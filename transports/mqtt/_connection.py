@@ -21,6 +21,7 @@ from .._credentials import PasswordUnavailable
 from .._tls_probe import answers_tls
 from ._config import MqttConfig
 from ._connection_events import ClientHandler, Ending, Loss
+from ._connection_group import ConnectionGroup
 from ._replaced_identifiers import (
     SessionProbe,
     replaced_identifiers,
@@ -46,14 +47,12 @@ from .protocol._reason_codes import (
     connect_problem,
 )
 
-__all__ = ["Connection", "ConnectionGroup", "ConnectionOwner"]
+__all__ = ["Connection", "ConnectionOwner"]
 
 _log = get_logger(__name__)
 
 _CUT_OFF = (ConnectionResetError, ssl.SSLEOFError)
 _CLOSE_TIMEOUT = 2.0
-_SHORT_CLOSE_TIMEOUT = 0.2
-_REMEMBERED = 10.0
 _LOOK_TIMEOUT = 5.0
 _TRACE_SECONDS = 60
 _NO_SUBSCRIPTION = 0x11
@@ -83,28 +82,6 @@ class ConnectionOwner(ClientHandler, Protocol):
 
         None if there is none, or this is not the time to look for it.
         """
-
-
-class ConnectionGroup:
-    """The connections of an application to one broker, and what they know of one another.
-
-    They are closed one after another. If a broker has not answered one of them, it is frozen or
-    cannot be reached, and those that follow hardly wait.
-
-    Attributes:
-        size: how many are in use.
-    """
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._silent_until = 0.0
-
-    async def disconnect(self, client: MqttClient) -> None:
-        """Disconnect, waiting only briefly for a broker that has just been silent."""
-        loop = asyncio.get_running_loop()
-        is_silent = loop.time() < self._silent_until
-        answered = await client.disconnect(_SHORT_CLOSE_TIMEOUT if is_silent else _CLOSE_TIMEOUT)
-        self._silent_until = 0.0 if answered else loop.time() + _REMEMBERED
 
 
 class Connection:
@@ -162,7 +139,6 @@ class Connection:
         """
         loop = asyncio.get_running_loop()
         self._started = loop.create_future()
-        self._group.size += 1
         self._task = loop.create_task(self._run(), name=f"mqtt {self._identifier}")
         self._task.add_done_callback(self._on_task_done)
         try:
@@ -175,13 +151,10 @@ class Connection:
         """Disconnect cleanly within a few seconds; never raises."""
         client = self._client
         await self._end_task()
-        if client is not None:
-            await self._group.disconnect(client)
+        await self._group.disconnect(self._identifier, client)
 
     async def _end_task(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            self._group.size -= 1
         if self._started is not None and not self._started.done():
             self._started.set_exception(ConnectFailed("closed before there was a connection"))
         if task is not None:
@@ -284,7 +257,7 @@ class Connection:
     def _end_for_good(self, error: SpaDatError) -> None:
         assert self._started is not None
         if self._started.done():
-            self._surroundings.fatal(error)
+            self._group.fail(error)
         else:
             self._started.set_exception(error)
 
@@ -306,6 +279,8 @@ class Connection:
         client = self._owner.make_client()
         try:
             await client.connect()
+            if self._group.shares(self._identifier, client.limits.assigned_identifier):
+                raise replaced_identifiers(self._config, self._identifier)
         except BaseException:
             client.abort()
             self._takeovers.unreachable()
@@ -324,6 +299,7 @@ class Connection:
             loss = client.lost.result()
             self._owner.on_unreachable()
             if lost:
+                self._group.lost(self._identifier)
                 self._takeovers.ended(loss, 0.0, left_trace=False)
             answer = _answer(loss)
             if answer.error is ConnectFailed and isinstance(error, ConnectionLost):
@@ -346,6 +322,7 @@ class Connection:
         lasted = loop.time() - began
         self._client = None
         self._stats["mqtt.lost"] += 1
+        self._group.lost(self._identifier)
         self._takeovers.ended(loss, lasted, left_trace=client.session_expiry >= _TRACE_SECONDS)
         _log.warning(
             "connection of %r to %s lost after %.1f s: %s",
@@ -368,7 +345,7 @@ class Connection:
         """Find out if it is a connection of ours that displaces this one, if that may be."""
         return (
             self._takeovers.doubts
-            and self._group.size > 1
+            and self._group.may_displace_each_other
             and await replaces_identifiers(self._config, self._identifier, self._surroundings)
         )
 

@@ -35,6 +35,8 @@ class ServerLimits:
     """The most topic aliases that it accepts."""
     session_expiry: int | None = None
     """Seconds for which it keeps the session; None if as long as requested."""
+    assigned_identifier: str = ""
+    """The client identifier that it uses instead of ours, if it says so."""
 
     def lacking(self, filter_: str) -> BrokerReason | None:
         """Return why the broker cannot serve a filter, judging by its limits; None if it can.
@@ -67,6 +69,7 @@ class ServerLimits:
             keepalive=said(0x13, 0),
             topic_aliases=said(0x22, 0),
             session_expiry=None if expiry is None else int(expiry),
+            assigned_identifier=str(properties.get(0x12, "")),
         )
 
 

@@ -18,8 +18,9 @@ from .._suspect_publishes import Blame
 from .._topics import RESERVED
 from .._wire_formats import CLOUDEVENTS, WireFormat
 from ._config import MqttConfig
-from ._connection import Connection, ConnectionGroup
+from ._connection import Connection
 from ._connection_events import MOST_ENDS, Loss
+from ._connection_group import ConnectionGroup
 from ._publishing import blame
 from ._redelivery import Redelivery
 from ._session_filters import SubscriptionSet

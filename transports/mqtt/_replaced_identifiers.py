@@ -44,33 +44,32 @@ async def replaces_identifiers(
 ) -> bool:
     """Return whether the broker proves to give connections other identifiers than they ask for.
 
-    It does if it has a session for an identifier that nobody has used before. Two random ones are
-    tried, the second while the first is connected, so that there is a session to be found. What
-    goes wrong proves nothing.
+    It does if the session of one identifier that nobody has used before is found under another one.
+    The first asks for a new session: a broker that has one all the same cannot be believed. That
+    deletes nothing that is of use, because the application's own connection has done so before.
+    What goes wrong proves nothing.
     """
+    probes: list[SessionProbe] = []
     clients: list[MqttClient] = []
     try:
-        for expiry in (_BRIEFLY, 0):
-            probe = SessionProbe()
+        for is_first in (True, False):
+            probes.append(SessionProbe())
             client = MqttClient(
                 config,
                 f"{identifier}.{surroundings.environment.token()}",
-                probe,
+                probes[-1],
                 surroundings.stats,
-                # A clean start would delete what the broker has under the other identifier.
-                clean_start=False,
-                session_expiry=expiry,
+                clean_start=is_first,
+                session_expiry=_BRIEFLY if is_first else 0,
             )
             clients.append(client)
             await client.connect()
-            if probe.session_present:
-                return True
     except Exception as error:  # noqa: BLE001 (the next attempt to connect meets it again)
         _log.debug("whether identifiers are kept could not be examined: %s", error)
     finally:
         for client in clients:
             await client.disconnect(_CLOSE_TIMEOUT)
-    return False
+    return [probe.session_present for probe in probes] == [False, True]
 
 
 def replaced_identifiers(config: MqttConfig, identifier: str) -> ConfigurationError:
@@ -79,5 +78,6 @@ def replaced_identifiers(config: MqttConfig, identifier: str) -> ConfigurationEr
         f"the broker at {config.address} replaces the client identifiers that connections ask for"
         f" ({identifier!r}, and others of this application): it takes all connections with one"
         " login for the same client, and each closes the one before. Have it keep them (Mosquitto:"
-        " without use_username_as_clientid on this listener)"
+        " without use_username_as_clientid on this listener; EMQX: without it and without"
+        " peer_cert_as_clientid)"
     )

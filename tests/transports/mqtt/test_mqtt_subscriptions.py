@@ -7,7 +7,7 @@ import pytest
 from spa_dat.errors import ConfigurationError, NotAuthorised
 from spa_dat.transports.mqtt import MqttConfig
 from support.mqtt import client
-from support.scripted import Packet, Peer, ScriptedBroker, connack, publish, suback
+from support.scripted import Packet, Peer, ScriptedBroker, publish, suback
 from support.waiting import eventually
 
 COUNT = 40
@@ -49,7 +49,6 @@ class Limited:
         self.in_force: set[str] = set()
         self.peers: list[Peer] = []
         self.overruns = 0
-        self._identifier = ""
         self._refusal = refusal
         self._forbidden = forbidden
 
@@ -58,14 +57,7 @@ class Limited:
         await peer.wait_closed()
 
     async def consume(self, peer: Peer) -> None:
-        connect = await peer.expect("CONNECT")
-        self._identifier = self._identifier or connect.client_id
-        is_known = connect.client_id == self._identifier
-        peer.send(connack(0, session=is_known and len(self.peers) > 0))
-        if not is_known:
-            # It only looks whether identifiers are kept, as it does after some ends without a word.
-            await peer.wait_closed()
-            return
+        await peer.accept(session=len(self.peers) > 0)
         self.peers.append(peer)
         while True:
             # What has been sent at once is looked at as a whole, then answered.

@@ -288,12 +288,13 @@ class OneClient:
         self._peers: dict[str, Peer] = {}
 
     async def serve(self, peer: Peer) -> None:
-        identifier = (await peer.expect("CONNECT")).client_id
+        connect = await peer.expect("CONNECT")
+        identifier, is_clean = connect.client_id, connect.body[7] & 2
         self.identifiers.append(identifier)
         taken = "" if self._replaces else identifier
         before = self._peers.get(taken)
         self._peers[taken] = peer
-        peer.send(connack(0, session=before is not None))
+        peer.send(connack(0, session=before is not None and not is_clean))
         if before is not None and self._code is not None:
             before.goodbye(self._code)
         elif before is not None:
@@ -317,6 +318,7 @@ async def test_connections_that_displace_each_other_are_not_blamed_on_another_pr
         await eventually(lambda: app.fatal)
         assert isinstance(app.fatal[0], ConfigurationError)
         assert "use_username_as_clientid" in str(app.fatal[0])
+        assert len(app.fatal) == 1
 
 
 async def test_with_a_broker_that_keeps_identifiers_the_other_program_is_blamed() -> None:
@@ -344,8 +346,90 @@ async def test_with_a_broker_that_keeps_identifiers_the_other_program_is_blamed(
             await eventually(is_back)
             rival.abort()
         assert "another program uses the same identifier 'app.0'" in str(app.fatal[0])
-        tried = {identifier for identifier in one.identifiers if identifier.startswith("app.0.")}
-        assert len(tried - {"app.0.actor"}) == 2
+        assert set(one.identifiers) == {"app.0", "app.0.actor"}, "it had no reason to try others"
+
+
+@pytest.mark.parametrize("says_present", [False, True])
+async def test_a_broker_that_keeps_closing_or_invents_sessions_is_not_accused_of_that(
+    says_present: bool,
+) -> None:
+    """Whatever is looked for with names of nobody is only proof if it is first not there."""
+    names: dict[str, None] = {}
+    is_closing = asyncio.Event()
+
+    async def closing(peer: Peer) -> None:
+        connect = await peer.accept(session=says_present)
+        packet = await peer.receive()
+        if packet.kind == "SUBSCRIBE":
+            peer.send(suback(packet.packet_id, 1))
+            await is_closing.wait()
+            peer.close()
+        elif packet.kind == "UNSUBSCRIBE":
+            peer.unsuback(packet, 0)
+            await peer.wait_closed()
+        else:
+            names[connect.client_id] = None
+
+    async with (
+        ScriptedBroker(closing) as broker,
+        client(broker, backoff_max=0.03, backoff_min=0.01) as app,
+    ):
+        await app.consume("in")
+        is_closing.set()
+        await eventually(lambda: len(names) >= 8)
+        assert app.fatal == []
+
+
+async def test_nothing_is_asked_about_own_connections_if_only_one_of_them_ends() -> None:
+    names: list[str] = []
+
+    async def steady(peer: Peer) -> None:
+        await peer.ready()
+        await peer.wait_closed()
+
+    async def closing(peer: Peer) -> None:
+        names.append((await peer.accept()).client_id)
+        await peer.subscribe()
+        if len(names) == 1:
+            await is_closing.wait()
+        peer.close()
+
+    is_closing = asyncio.Event()
+    async with (
+        ScriptedBroker(steady, closing) as broker,
+        client(broker, backoff_max=0.03, backoff_min=0.01) as app,
+    ):
+        await app.consume("in")
+        is_closing.set()
+        await eventually(lambda: len(names) > 8)
+        assert set(names) == {"app.0.actor"}
+
+
+def _assigned(name: str) -> bytes:
+    return b"\x12" + len(name).to_bytes(2, "big") + name.encode()
+
+
+async def test_a_broker_that_assigns_one_identifier_to_two_connections_is_refused_at_once() -> None:
+    async def assigning(peer: Peer) -> None:
+        await peer.ready(_assigned("plant"))
+        await peer.wait_closed()
+
+    async with ScriptedBroker(assigning) as broker, client(broker) as app:
+        with pytest.raises(ConfigurationError, match="replaces the client identifiers"):
+            await app.consume("in")
+        assert app.fatal == []
+
+
+async def test_identifiers_that_a_broker_assigns_and_that_differ_are_fine() -> None:
+    names = iter(("tenant/1", "tenant/2"))
+
+    async def assigning(peer: Peer) -> None:
+        await peer.ready(_assigned(next(names)))
+        await peer.wait_closed()
+
+    async with ScriptedBroker(assigning) as broker, client(broker) as app:
+        await app.consume("in")
+        assert app.bus.connected
 
 
 @pytest.mark.mosquitto
