@@ -338,6 +338,19 @@ class DistributedApplication:
         self._runs.refuse("add an actor")
         return self._registry.add_class(cls, args, kwargs)
 
+    async def peek(self, actor: str, key: str) -> Any:
+        """Return a copy of the state of a durable key as it was committed last; see `Spec.peek`.
+
+        Args:
+            actor: the name of the actor.
+            key: the value of the capture.
+
+        Raises:
+            NotHere, StateUnreadable, StateNotWritten: as for `Spec.peek`.
+            ConfigurationError: there is no such actor; or as for `Spec.peek`.
+        """
+        return await self._registry.find(actor).peek(key)
+
     def remove(self, actor: Spec[Any] | str) -> None:
         """Remove an actor, given by its name or by what `add` returned.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..._texts import describe
 from ...actors import ActorSystem, Mailbox, RestartPolicy
+from ...errors import NotHere
 from ...transports import Envelope, TopicFilter
 from ..diagnostics._unclean_stop import GivenUp
 from ..messaging._bus_connection import BusConnection
@@ -203,7 +204,23 @@ class ActorRunner:
         refs = [lane.spawn(restart, resources) for lane in self.lanes]
         if self.keyed is not None:
             self.keyed.spawned(restart, resources)
-        self.spec.started(tuple(ref for ref in refs if ref is not None))
+        self.spec.started(tuple(ref for ref in refs if ref is not None), self._peek())
+
+    def _peek(self) -> Callable[[str], Awaitable[Any]] | None:
+        if self.keyed is None or not self.options.durable:
+            return None
+        lane: Any = self.lanes[0]
+        loop = self._loop
+
+        async def peek(key: str) -> Any:
+            if asyncio.get_running_loop() is not loop:
+                raise NotHere(
+                    f"actor {self.name!r} runs on another event loop, and peek() has to be awaited"
+                    " on that one"
+                )
+            return await lane.peek(key)
+
+        return peek
 
     def begin(self) -> None:
         """Make a producer's first call, now that all subscriptions are active."""

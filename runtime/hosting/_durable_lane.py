@@ -28,15 +28,16 @@ from ..messaging._socket import Socket
 from ..messaging._turn import Effects, Turn, current_turn
 from ..options._option_checks import check_name
 from ..options._retry_policy import Reject
-from ..payloads._codec import JSON, Decoder, encode, encode_as
+from ..payloads._codec import JSON, encode, encode_as
 from ..payloads._type_readers import type_name
 from ..registration._reminder_handlers import ANY_REMINDER
 from ._committed_messages import SentOutputs
 from ._durable_states import DurableStates, post_with_room
-from ._key_records import KeyRecord, Reminder, read_record
+from ._key_records import KeyRecord, Reminder
 from ._keyed_lane import STATE, KeyedLane, KeyedSocket
 from ._keyed_mailbox import UNSET, KeyCell
 from ._reminders import ReminderDelivery
+from ._state_reader import StateReader
 from ._timers import ScheduledCall
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class DurableLane(KeyedLane):
         self, runner: ActorRunner, host: KeyedHost, number: int, states: DurableStates
     ) -> None:
         self._states = states
-        self._decoder: Decoder[Any] = Decoder.of(runner.options.state)
+        environment = runner.connection.surroundings.environment
+        self._reader = StateReader(runner.options, environment.now)
         self._kept = runner.options.kept
         super().__init__(runner, host, number)
 
@@ -91,7 +93,11 @@ class DurableLane(KeyedLane):
         if cell.saved is None or cell.saved.state is None:
             super()._make(cell)
             return
-        state = self._decoded(cell.saved, cell.saved.state, cell.key)
+        try:
+            state = self._reader.state(cell.saved, cell.key)
+        except StateUnreadable as error:
+            self._give_up(error)
+            raise
         if not self.host.is_class:
             cell.keep(state)
             return
@@ -101,47 +107,16 @@ class DurableLane(KeyedLane):
 
     def _read(self, stored: StoredKey, key: str) -> KeyRecord:
         try:
-            record = read_record(stored, key)
-            if record.version > self._kept.version:
-                raise StateUnreadable(
-                    f"what is kept of key {quoted(key, 200)} was written by version"
-                    f" {record.version} of its class, and this program has version"
-                    f" {self._kept.version}: use the program that has written it, or a newer one"
-                )
+            return self._reader.record(stored, key)
         except StateUnreadable as error:
             self._give_up(error)
             raise
-        if self._has_expired(record):
-            return msgspec.structs.replace(record, state=None)
-        return record
-
-    def _has_expired(self, record: KeyRecord | None) -> bool:
-        expires = None if record is None else record.expires(self._kept.ttl)
-        return expires is not None and expires <= self.environment.now()
 
     def instance_for(self, cell: KeyCell, shared: Any) -> Any:
         """As of `KeyedLane`; a state that has expired is not there any more."""
-        if self._has_expired(cell.saved):
+        if self._reader.has_expired(cell.saved):
             cell.reset()
         return super().instance_for(cell, shared)
-
-    def _decoded(self, record: KeyRecord, state: bytes, key: str) -> Any:
-        kept = self._kept
-        try:
-            if record.version < kept.version and kept.upgrade:
-                plain = msgspec.json.decode(state)
-                state = msgspec.json.encode(kept.upgraded(plain, record.version))
-            return self._decoder.decode(state, JSON)
-        except Exception as error:
-            why = error.__cause__ if isinstance(error, DecodeError) and error.__cause__ else error
-            unreadable = StateUnreadable(
-                f"what is kept of key {quoted(key, 200)}, written by version {record.version} of"
-                f" its class, does not fit {type_name(self.options.state)}, version {kept.version},"
-                f" and is left as it is: {describe(why)}; give new fields defaults, or"
-                " Durable(version=, upgrade=) what turns one version into the next"
-            )
-            self._give_up(unreadable)
-            raise unreadable from error
 
     def _give_up(self, error: StateUnreadable) -> None:
         """Stop the actor: what it cannot read must neither be overwritten nor be skipped."""
@@ -156,6 +131,15 @@ class DurableLane(KeyedLane):
     ) -> Awaitable[Any]:
         """As of `Lane`, unless the message was handled before; commits what it has changed."""
         return self._invoke_and_commit(instance, index, arguments, scope)
+
+    async def peek(self, key: str) -> Any:
+        """Return the state of a key as it was committed last; None if there is none."""
+        actor = self.actor_name
+        found = await self._states.ask(lambda store: store.load(actor, (key,)))
+        if key not in found:
+            return None
+        record = self._reader.record(found[key], key)
+        return None if record.state is None else self._reader.state(record, key)
 
     async def _invoke_and_commit(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
@@ -382,7 +366,7 @@ class DurableLane(KeyedLane):
             )
         try:
             # What cannot be read again would stop the actor for good.
-            self._decoder.decode(state, JSON)
+            self._reader.check(state)
         except DecodeError as error:
             wanted, why = type_name(self.options.state), error.__cause__ or error
             raise EncodeError(f"{named} is not kept, because it is no {wanted}: {why}") from error

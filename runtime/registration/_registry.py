@@ -107,12 +107,7 @@ class Registry:
         self, actor: str, names: tuple[str, ...], function: Callable[..., Any]
     ) -> None:
         """Register the handler of reminders of an actor that is a function."""
-        spec = next(iter(self._named.get(actor, ())), None)
-        if spec is None:
-            known = ", ".join(repr(spec.name) for spec in self.specs) or "none"
-            raise ConfigurationError(
-                f"on_reminder({actor!r}, ...): no actor has that name; there are: {known}"
-            )
+        spec = self.find(actor)
         if isinstance(spec.source, type):
             raise ConfigurationError(
                 f"on_reminder({actor!r}, ...): the actor is a class: decorate one of its methods"
@@ -124,6 +119,14 @@ class Registry:
         except BaseException:
             spec.reminder_functions.pop()
             raise
+
+    def find(self, actor: str) -> Spec[Any]:
+        """Return an actor by its name; raises ConfigurationError if there is none."""
+        spec = next(iter(self._named.get(actor, ())), None)
+        if spec is None:
+            known = ", ".join(repr(spec.name) for spec in self.specs) or "none"
+            raise ConfigurationError(f"no actor {actor!r} is registered; there are: {known}")
+        return spec
 
     def add_class(
         self, cls: Callable[..., A], args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from ..._texts import quoted
 from ...actors import ActorRef
-from ...errors import ActorStopped, ConfigurationError
+from ...errors import ActorStopped, ConfigurationError, NotHere
 from ...transports import TopicFilter
 from ..injection._injection import Injection
 from ..injection._signatures import Signature
@@ -86,6 +87,7 @@ class Spec(Generic[A]):
         self._analyse = analyse
         self._analyse_hooks = analyse_hooks
         self._refs: tuple[ActorRef[Any], ...] = ()
+        self._peek: Callable[[str], Awaitable[Any]] | None = None
         self.options: ActorOptions
         self.handlers: tuple[Handler, ...]
         self.hooks: dict[str, Handler]
@@ -105,9 +107,47 @@ class Spec(Generic[A]):
         self.message_key = MessageKey(owner, options.key, filters, options.per)
         self.handlers, self.hooks, self.options = handlers, hooks, options
 
-    def started(self, refs: tuple[ActorRef[Any], ...]) -> None:
-        """Note the lanes that were started; none once they have stopped."""
+    def started(
+        self,
+        refs: tuple[ActorRef[Any], ...],
+        peek: Callable[[str], Awaitable[Any]] | None = None,
+    ) -> None:
+        """Note the lanes that were started; none once they have stopped.
+
+        Args:
+            refs: the lanes.
+            peek: returns the states of durable keys.
+        """
         self._refs = refs
+        self._peek = peek
+
+    async def peek(self, key: str) -> Any:
+        """Return a copy of the state of a durable key as it was committed last; None for none.
+
+        It may be older than a message that is being handled, or waits. A request to the key is
+        answered in its turn, by whichever instance has the key.
+
+        Args:
+            key: the value of the capture.
+
+        Raises:
+            NotHere: the actor is not running in this process, or on this event loop.
+            ConfigurationError: the actor is not durable, or the key is no text.
+            StateUnreadable, StateNotWritten: it cannot be read.
+        """
+        if not self.options.durable:
+            raise ConfigurationError(
+                f"actor {self.name!r} is not durable, so nothing of its keys is committed: give"
+                " per= and durable=True, or make a request to the key"
+            )
+        if not isinstance(key, str):
+            raise ConfigurationError(f"peek({quoted(key)}): give the key as text")
+        if self._peek is None:
+            raise NotHere(
+                f"actor {self.name!r} is not running in this process: peek() sees only what is"
+                " here; make a request to the key"
+            )
+        return await self._peek(key)
 
     @property
     def refs(self) -> tuple[ActorRef[Any], ...]:

@@ -45,6 +45,7 @@ __all__ = [
     "MessageTooLarge",
     "NoResponder",
     "NotAuthorised",
+    "NotHere",
     "OutboxFull",
     "ProcessCrashed",
     "PublishNotSent",
@@ -211,6 +212,10 @@ class ActorError(SpaDatError):
 
 class ActorStopped(ActorError):
     """The actor has stopped, or stopped before it handled the message."""
+
+
+class NotHere(ActorError):
+    """The state of a durable key was asked for where its actor is not running."""
 
 
 class MailboxFull(ActorError):

@@ -22,7 +22,7 @@ from spa_dat import (
     Socket,
     on,
 )
-from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, RemoteError
+from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, NotHere, RemoteError
 from spa_dat.runtime.hosting._durable_lane import DurableLane
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope
@@ -485,3 +485,54 @@ def test_a_state_that_could_not_be_read_again_is_not_kept(wrong: Any, why: str) 
         assert re.search(f"the state that was made of key 'a' is not kept.*{why}", letter.text)
         assert harness.published("done") == [1, 2]
         assert harness.state("work", key="a").n == 3
+
+
+async def test_peek_returns_what_was_committed_last(tmp_path: Path) -> None:
+    app = DistributedApplication("memory://", name="app", state_folder=str(tmp_path))
+    at_work, go_on = asyncio.Event(), asyncio.Event()
+
+    class Work(Actor):
+        per, state, durable = "key", Count, Durable(ttl=1e6, hot=1)
+
+        @on("work/{key}")
+        async def work(self, wait: bool) -> int:
+            self.state.n += 1
+            if wait:
+                at_work.set()
+                await go_on.wait()
+            return int(self.state.n)
+
+    spec = app.add(Work)
+
+    @app.application("plain/{key}", per="key", state=Count)
+    async def plain() -> None: ...
+
+    with pytest.raises(NotHere, match="'Work' is not running in this process"):
+        await spec.peek("a")
+    async with app:
+        assert await spec.peek("a") is None
+        for key in "ab":
+            assert await app.socket().request(f"work/{key}", False, reply=int) == 1
+        assert await spec.peek("a") == await app.peek("Work", "b") == Count(1)
+        request = asyncio.create_task(app.socket().request("work/a", True, reply=int))
+        await at_work.wait()
+        copy = await spec.peek("a")
+        copy.n = 100
+        assert await spec.peek("a") == Count(1)
+        go_on.set()
+        assert await request == 2
+        assert await spec.peek("a") == Count(2)
+        with pytest.raises(ConfigurationError, match="'plain' is not durable"):
+            await app.peek("plain", "a")
+        with pytest.raises(ConfigurationError, match="no actor 'other'"):
+            await app.peek("other", "a")
+        with pytest.raises(ConfigurationError, match=r"peek\(7\): give the key as text"):
+            await spec.peek(7)  # type: ignore[arg-type]
+
+        async def elsewhere() -> None:
+            with pytest.raises(NotHere, match="another event loop"):
+                await spec.peek("a")
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+    with pytest.raises(NotHere):
+        await spec.peek("a")

@@ -451,7 +451,7 @@ def test_handlers_that_cannot_be_are_refused_at_registration() -> None:
             @app.on_reminder(actor, *names)
             async def late() -> None: ...
 
-    refused("other", "late", text="no actor has that name; there are: 'plain', 'work'")
+    refused("other", "late", text="no actor 'other' is registered; there are: 'plain', 'work'")
     refused("plain", "late", text="'late' is a part of what is kept of a key: give per=")
     refused("work", text="give the name of a reminder")
     refused("work", "a/b", text="use 1 to 64")
