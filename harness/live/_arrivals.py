@@ -34,12 +34,14 @@ class TrackedSubscription:
     Attributes:
         name: the name of the subscription, with that of its application.
         active: how many of its consumers are started.
+        away: how many others share it and were stopped, for which a broker may keep messages.
     """
 
     def __init__(self, name: str, *, durable: bool, qos: int) -> None:
         self.name = name
         self.durable = durable
         self.active = 0
+        self.away = 0
         self._qos = qos
         self._filters: dict[str, TopicFilter] = {}
         self._awaited: dict[str, list[_Awaited]] = {}
@@ -88,6 +90,15 @@ class TrackedSubscription:
             if not awaited:
                 del self._awaited[identifier]
 
+    @property
+    def _perhaps(self) -> str:
+        if not self.away:
+            return ""
+        return (
+            f": the broker may keep it for one of the instances that are stopped ({self.away}) and"
+            " share its messages; restart() them first"
+        )
+
     def under_way(self, now: float) -> str | None:
         """Describe what has not arrived, or is not settled; None if everything is."""
         if not self.active:
@@ -103,7 +114,7 @@ class TrackedSubscription:
         for identifier, awaited in list(self._awaited.items()):
             left = [one for one in awaited if one.until is None or one.until > now]
             if left:
-                return f"{self.name}: a message on {left[0].topic!r} has not arrived"
+                return f"{self.name}: a message on {left[0].topic!r} has not arrived{self._perhaps}"
             del self._awaited[identifier]
         return None
 

@@ -238,6 +238,7 @@ class _WatchedConsumer(Consumer):
     ) -> None:
         self._consumer = consumer
         self._filters = subscription.filters
+        self._shared = subscription.share
         self._tracked = tracked
         self._active = False
 
@@ -257,6 +258,7 @@ class _WatchedConsumer(Consumer):
         await self._consumer.start()
         self._active = True
         self._tracked.active += 1
+        self._tracked.away = max(self._tracked.away - 1, 0)
         for pattern in self._filters:
             self._tracked.add(pattern)
 
@@ -286,6 +288,8 @@ class _WatchedConsumer(Consumer):
         if self._active:
             self._active = False
             self._tracked.active -= 1
+            if self._shared and self._tracked.durable:
+                self._tracked.away += 1
             if not self._tracked.active and not self._tracked.durable:
                 self._tracked.forget()
 

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from ...errors import MessageTooLarge, UnknownTopic
+from ...errors import MessageTooLarge, PublishRefused, UnknownTopic
 from ...transports import Bus, Envelope, KafkaConfig, KafkaProvider, SocketProvider, Surroundings
 from ...transports._wire_formats import WireFormats
 from ...transports.kafka._aiokafka_private import check_libraries
@@ -113,7 +113,14 @@ class SimulatedKafkaBus(HarnessBus):
                 f"a cluster cannot have a topic {record.name!r} for {envelope.topic!r} beside"
                 f" {other!r}: choose another address"
             )
-        size = len(encode_record(record.key, record.value, record.headers, 0))
+        try:
+            batch = encode_record(record.key, record.value, record.headers, record.timestamp or 0)
+        except OverflowError as error:
+            raise PublishRefused(
+                f"the message to {envelope.topic!r} has the time {envelope.time!r} (seconds since"
+                " 1970), which no record on Kafka can have: give another one, or none"
+            ) from error
+        size = len(batch)
         if size > MAX_BATCH:
             raise MessageTooLarge(
                 f"the message to {envelope.topic!r} takes {size} bytes, and a Kafka cluster takes"

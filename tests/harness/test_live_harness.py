@@ -221,6 +221,31 @@ def test_a_handler_that_hangs_is_named(factory: HarnessFactory) -> None:
 
 
 @pytest.mark.mosquitto
+def test_what_is_kept_for_a_stopped_instance_is_told(factory: HarnessFactory) -> None:
+    seen: list[int] = []
+
+    def sharing(instance: int) -> DistributedApplication:
+        app = DistributedApplication("mqtt://broker", name="app", instance=str(instance))
+
+        @app.application("in", deliver="share")
+        async def see(number: int) -> None:
+            seen.append(number)
+
+        return app
+
+    first, second = sharing(0), sharing(1)
+    harness = factory(first, second, patience=1.0)
+    harness.stop(second)
+    for number in range(6):
+        harness.publish("in", number)
+    with pytest.raises(NotSettled, match=r"'in' has not arrived: .* are stopped \(1\)"):
+        harness.settle()
+    harness.restart(second)
+    factory.finish()
+    assert sorted(seen) == [*range(6)]
+
+
+@pytest.mark.mosquitto
 def test_a_storm_is_named(factory: HarnessFactory) -> None:
     harness = factory(application(), limit=200)
     harness.publish("in", "again")

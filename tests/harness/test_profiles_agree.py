@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +210,20 @@ def test_what_nobody_can_publish_a_test_can_not_either(
         else:
             harness.publish(topic, **{"payload": "1", **options})
         harness.settle()
+
+
+def test_a_time_that_no_record_can_have_is_refused_in_a_recording_too(tmp_path: Path) -> None:
+    # What some client has written may lie as far ahead as a record allows.
+    file = tmp_path / "recording.jsonl"
+    file.write_text(
+        '{"version":1,"topic":"probe/a","payload":"1","at":0,"time":9223372036854776.0}\n'
+    )
+    app = DistributedApplication("kafka://broker", name="probe")
+    with (
+        Harness(app) as harness,
+        pytest.raises(ConfigurationError, match=r"line 1: .* the time 9223372036854776\.0 .*"),
+    ):
+        harness.replay(file)
 
 
 def test_what_is_received_is_limited_as_the_address_says_by_default() -> None:
