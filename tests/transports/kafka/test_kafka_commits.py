@@ -177,6 +177,29 @@ async def test_a_failed_commit_is_tried_again_after_the_interval(
     assert group.stats["kafka.commits"] == 1
 
 
+async def test_commits_that_fail_for_long_are_trouble() -> None:
+    group = Group()
+    group.cluster.answers = [kafka.CoordinatorNotAvailableError() for _ in range(20)]
+    group.settle(ONE, 1)
+    await asyncio.sleep(9)
+    assert group.committer.trouble is None
+    await asyncio.sleep(5)
+    assert "cannot be committed" in (group.committer.trouble or "")
+    assert "CoordinatorNotAvailable" in (group.committer.trouble or "")
+    await asyncio.sleep(10)
+    assert group.cluster.commits == [{ONE: 2}]
+    assert group.committer.trouble is None
+
+
+async def test_a_commit_that_is_nobodys_any_more_is_no_trouble() -> None:
+    group = Group()
+    group.cluster.answers = [kafka.CoordinatorNotAvailableError()]
+    group.cluster.gone = ONE
+    group.settle(ONE, 1)
+    await asyncio.sleep(30)
+    assert group.committer.trouble is None
+
+
 async def test_a_commit_that_gets_no_answer_is_given_up_and_tried_again() -> None:
     group = Group(request_timeout=3.0)
     group.cluster.answers = [1_000_000.0]

@@ -16,7 +16,7 @@ from spa_dat.errors import ConfigurationError, ConnectFailed
 from spa_dat.testing import Kafka
 from spa_dat.transports import KafkaConfig
 from spa_dat.transports.kafka._errors import connect_problem
-from spa_dat.transports.kafka.consuming import _group_member as _member
+from spa_dat.transports.kafka.consuming import _commits, _group_member as _member
 from spa_dat.transports.kafka.consuming._group_requests import join_refusal
 from support.kafka_bus import bus_client, create, new_prefix
 from support.kafka_consuming import taker
@@ -133,6 +133,23 @@ async def test_who_loses_the_coordinator_for_long_is_not_healthy(
         await eventually(lambda: "no coordinator" in (consumer.trouble or ""))
         consumer._sessions._guard.join_code = 0
         await eventually(lambda: consumer.trouble is None)
+
+
+@pytest.mark.kafka
+async def test_who_cannot_commit_for_long_is_not_healthy(
+    own_kafka: Callable[..., Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_commits, "_SERIOUS_AFTER", 0.2)
+    # Less than what is committed along with an offset.
+    broker = own_kafka(properties={"offset.metadata.max.bytes": "10"})
+    prefix = new_prefix()
+    await create(broker.server, f"{prefix}a")
+    async with (
+        bus_client(broker.server, prefix=prefix) as client,
+        taker(broker.server, "a", prefix=prefix, commit_interval=0.1) as inbox,
+    ):
+        await client.publish("a")
+        await eventually(lambda: "cannot be committed" in (inbox.consumer.trouble or ""))
 
 
 @pytest.mark.kafka

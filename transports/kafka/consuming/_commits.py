@@ -22,6 +22,8 @@ _log = get_logger(__name__)
 
 _NEVER = 1 << 62
 _TRY_AGAIN = 0.1
+# Seconds for which commits have to fail until that is trouble.
+_SERIOUS_AFTER = 10.0
 
 
 class Committer:
@@ -54,9 +56,22 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[bool] | None = None
         self._ended = False
+        self._loop = asyncio.get_running_loop()
         self._failures = 0
+        # Since when (loop time), and why.
+        self._failing: tuple[float, str] | None = None
         self._forbidden: set[str] = set()
         assignment.on_release = self._on_release
+
+    @property
+    def trouble(self) -> str | None:
+        """That commits have failed for long, with the reason; None if they have not."""
+        if self._failing is None or self._loop.time() - self._failing[0] < _SERIOUS_AFTER:
+            return None
+        return (
+            "what is settled cannot be committed, and comes again after a restart:"
+            f" {self._failing[1]}"
+        )
 
     def _on_release(self) -> None:
         assignment = self._assignment
@@ -148,6 +163,13 @@ class Committer:
 
     async def _commit(self, offsets: dict[TopicPartition, int]) -> bool:
         """Commit these; return False if that has to be retried."""
+        done = await self._attempt(offsets)
+        if done:
+            self._failing = None
+        return done
+
+    async def _attempt(self, offsets: dict[TopicPartition, int]) -> bool:
+        began = self._loop.time()
         try:
             async with asyncio.timeout(self._config.request_timeout):
                 assignment = self._assignment
@@ -162,10 +184,11 @@ class Committer:
                 self._say_so(next(iter(offsets)).topic, error)
                 return True
             # The error does not say which one is gone or no longer accessible.
-            return all([await self._commit({tp: offset}) for tp, offset in offsets.items()])
+            return all([await self._attempt({tp: offset}) for tp, offset in offsets.items()])
         except Exception as error:  # noqa: BLE001 (whatever the library raises, it is tried again)
             self._stats["kafka.commits_failed"] += 1
             self._failures += 1
+            self._failing = (self._failing or (began,))[0], describe(error)
             # Connections are closed now and then, also to renew a login; that is harmless.
             passing = isinstance(error, kafka.KafkaError) and error.retriable
             if self._failures == (2 if passing else 1):
