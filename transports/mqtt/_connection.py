@@ -248,7 +248,9 @@ class Connection:
 
     def _problem(self, error: Exception) -> ConnectProblem:
         address, login = self._config.address, self._config.login
-        problem = connect_problem(error, address, login.username, login.password_source)
+        problem = connect_problem(
+            error, address, self._identifier, login.username, login.password_source
+        )
         if isinstance(problem.error, NotAuthorised):
             login.forget_password()
         problem.error.__cause__ = None if problem.error is error else error

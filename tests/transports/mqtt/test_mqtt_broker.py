@@ -13,7 +13,7 @@ from typing import Any
 import aiomqtt
 import pytest
 
-from spa_dat import DistributedApplication
+from spa_dat import DistributedApplication, Message
 from spa_dat.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -21,6 +21,7 @@ from spa_dat.errors import (
     MessageTooLarge,
     NotAuthorised,
     PublishUnknown,
+    RemoteError,
 )
 from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.harness.brokers._certificates import make_certificates
@@ -453,6 +454,47 @@ async def test_a_message_over_the_brokers_limit_is_refused_here(own_mosquitto: S
             )
         await app.bus.publish(Envelope(topic="a", payload=b"x" * 1_500), timeout=5)
         assert app.stats["mqtt.lost"] == 0
+
+
+async def test_a_payload_over_the_limit_that_the_broker_only_tells_when_it_comes_is_refused(
+    own_mosquitto: StartBroker,
+) -> None:
+    broker = own_mosquitto(extra=["message_size_limit 1000"])
+    async with client(broker) as app:
+        with pytest.raises(MessageTooLarge, match=r"0x95.*message_size_limit"):
+            await app.bus.publish(Envelope(topic="a", payload=b"x" * 1_001), timeout=5)
+        await app.bus.publish(Envelope(topic="a", payload=b"x" * 1_000), timeout=5)
+        assert app.stats["mqtt.lost"] == 0
+
+
+@pytest.mark.parametrize("way", ["return", "reply"])
+async def test_a_reply_that_the_broker_refuses_for_its_size_is_an_error_for_the_requester(
+    own_mosquitto: StartBroker, way: str
+) -> None:
+    broker = own_mosquitto(extra=["message_size_limit 1000"])
+    app = DistributedApplication(broker.url, name="large")
+
+    @app.application("q", replies=True)
+    async def handle(message: Message[bytes]) -> bytes:
+        if way == "reply":
+            await message.reply(b"x" * 1_001)
+        return b"x" * 1_001
+
+    async with app:
+        with pytest.raises(RemoteError, match=r"MessageTooLarge.*0x95") as raised:
+            await app.socket().request("q", b"", timeout=60)
+        assert raised.value.code == "failed"
+
+
+async def test_a_client_identifier_that_the_broker_forbids_is_in_the_error(
+    own_mosquitto: StartBroker,
+) -> None:
+    broker = own_mosquitto(users={"bob": "hush"}, extra=["clientid_prefixes line-"])
+    async with client(broker, name="app", start=False, username="bob", password="hush") as app:
+        with pytest.raises(NotAuthorised, match=r"client identifier 'app\.0'.*clientid_prefixes"):
+            await app.start()
+    async with client(broker, name="line-1", username="bob", password="hush"):
+        pass
 
 
 async def test_a_limit_that_shrank_while_away_fails_the_publish_and_spares_the_rest(

@@ -87,7 +87,7 @@ def refused(code: int) -> aiomqtt.exceptions.MqttConnectError:
 def test_a_failed_attempt_says_whether_trying_again_may_help(
     cause: Exception, kind: type[Exception], final: bool
 ) -> None:
-    problem = connect_problem(cause, "mqtt://host:1883", "bob")
+    problem = connect_problem(cause, "mqtt://host:1883", "app.0", "bob")
     assert type(problem.error) is kind
     assert problem.final is final
     if isinstance(problem.error, TransportError) and problem.error is not cause:

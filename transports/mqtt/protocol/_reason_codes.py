@@ -20,6 +20,7 @@ from ....errors import (
     ConfigurationError,
     ConnectFailed,
     ConnectionLost,
+    MessageTooLarge,
     NotAuthorised,
     PublishRefused,
     SpaDatError,
@@ -146,6 +147,12 @@ class Answer:
 _FINE = Answer(Decision.FINE)
 _RULES = "allow it in the broker's access rules"
 _LOGIN = Answer(Decision.APPLICATION, NotAuthorised, "check the options username and password")
+_NO_RIGHT = Answer(
+    Decision.APPLICATION,
+    NotAuthorised,
+    f"{_LOGIN.advice}, and whether the broker allows this client identifier (in Mosquitto"
+    " clientid_prefixes)",
+)
 _NO_START = Answer(Decision.APPLICATION, ConnectFailed)
 _RETRY = Answer(Decision.RETRY, ConnectFailed)
 _LATER = Answer(Decision.LATER, ConnectFailed)
@@ -165,7 +172,8 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         0x00: _FINE,
         **dict.fromkeys((0x80, 0x83, 0x88, 0x89), _RETRY),
         **dict.fromkeys((0x97, 0x9C, 0x9F), _LATER),
-        **dict.fromkeys((0x86, 0x87, 0x8A, 0x8C), _LOGIN),
+        **dict.fromkeys((0x86, 0x8A, 0x8C), _LOGIN),
+        0x87: _NO_RIGHT,
         **dict.fromkeys((0x81, 0x82, 0x90, 0x95, 0x99, 0x9A, 0x9B), _NO_START),
         0x84: Answer(
             Decision.APPLICATION,
@@ -175,7 +183,8 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         0x85: Answer(
             Decision.APPLICATION,
             ConnectFailed,
-            "the identifier consists of the application's name and its instance: choose others",
+            "the client identifier consists of the names of application, instance and actor: choose"
+            " others",
         ),
         0x9D: Answer(Decision.APPLICATION, ConnectFailed, "give the address to which it has moved"),
     },
@@ -184,6 +193,12 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         **dict.fromkeys((0x91, 0x97), Answer(Decision.RETRY)),
         **dict.fromkeys((0x80, 0x83, 0x90, 0x99), _NO_MESSAGE),
         0x87: Answer(Decision.MESSAGE, NotAuthorised, _RULES),
+        # Not in the standard, but Mosquitto sends it.
+        PACKET_TOO_LARGE: Answer(
+            Decision.MESSAGE,
+            MessageTooLarge,
+            "send less, or raise the limit of the broker (in Mosquitto message_size_limit)",
+        ),
     },
     Packet.SUBACK: {
         **dict.fromkeys((0x00, 0x01, 0x02), _FINE),
@@ -213,9 +228,9 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         ),
     },
 }
-"""The decision for every reason code that MQTT 5 allows a broker in each packet, as shown in
-``docs/mqtt.md``. Until an application has started, what is final for it fails the start; later
-only `SESSION_TAKEN_OVER` can end it, and everything else is retried."""
+"""The decision for every reason code that MQTT 5 allows a broker in each packet, and one more, as
+shown in ``docs/mqtt.md``. Until an application has started, what is final for it fails the start;
+later only `SESSION_TAKEN_OVER` can end it, and everything else is retried."""
 
 _UNKNOWN: dict[Packet, Answer] = {
     Packet.CONNACK: _NO_START,
@@ -321,13 +336,18 @@ def describe(cause: BaseException) -> str:
 
 
 def connect_problem(
-    cause: BaseException, address: str, user: str | None, password_source: str | None = None
+    cause: BaseException,
+    address: str,
+    identifier: str,
+    user: str | None,
+    password_source: str | None = None,
 ) -> ConnectProblem:
     """Classify what an attempt to connect raised.
 
     Args:
         cause: the exception.
         address: of the broker, for the error text.
+        identifier: the client identifier, for the error text.
         user: the user name of the login, for the error text.
         password_source: the file or document that the password was read from, for the error text;
             None if it was given in another way.
@@ -344,13 +364,16 @@ def connect_problem(
             ConnectFailed(text), final=is_wrong_setup(cause) or isinstance(cause, OtherProtocol)
         )
     answer = answer_to(Packet.CONNACK, reason)
-    if answer is _LOGIN:
+    if answer.error is NotAuthorised:
         who = f"user {user!r}" if user is not None else "a client without a user name"
-        text = f"the broker at {address} refused the login of {who}: {said}; {answer.advice}"
+        text = (
+            f"the broker at {address} refused the login of {who} with client identifier"
+            f" {identifier!r}: {said}; {answer.advice}"
+        )
         if password_source is not None:
             text += f"; the password is from {password_source}"
     else:
-        text = f"no connection to the broker at {address}: {said}"
+        text = f"no connection of {identifier!r} to the broker at {address}: {said}"
         text += f"; {answer.advice}" if answer.advice else ""
     kind = answer.error or ConnectFailed
     return ConnectProblem(
