@@ -21,6 +21,7 @@ from ..handling._failures_and_retries import Pauses, as_failure
 from ..injection._handler_context import ContextOwner
 from ..messaging._socket import Socket
 from ..messaging._turn import current_turn
+from ..options._retry_policy import Reject
 from ..routing._routed_deliveries import Route, RoutedDelivery, tenure_of
 from ..routing._router import Router
 from ._keyed_mailbox import UNSET, KeyCell
@@ -36,6 +37,8 @@ __all__ = ["LEAVE", "STATE", "WAKE", "WORK", "KeyedLane", "KeyedSocket", "KeyedS
 
 T = TypeVar("T")
 _MOST_ROUTES = 1_000
+# Characters. Strangers may invent keys, and `hot=` counts them without looking at their lengths.
+_LONGEST_KEY = 1_024
 # Members of an Enum are slow to look up.
 _SETTLED = DeliveryState.SETTLED
 
@@ -210,8 +213,15 @@ class KeyedLane(Lane):
             shared: what the handlers of all keys are called on, if they are functions.
         """
         self._without_key = shared
+        self._problem = None
         self.host.has_come_back(cell)
         if not cell.active:
+            if len(cell.key) > _LONGEST_KEY:
+                self._problem = Reject(
+                    f"the key {quoted(cell.key, 80)} has {len(cell.key)} characters, and"
+                    f" {_LONGEST_KEY} are allowed"
+                )
+                return _INACTIVE
             if not self._makes_at_once(cell):
                 return _INACTIVE
             # Most states are made by calling a class: nothing has to be awaited for that.

@@ -240,7 +240,7 @@ def test_a_request_to_ones_own_key_is_a_deadlock_and_to_another_key_works() -> N
             with pytest.raises(RemoteError, match="app/0/node/7") as raised:
                 harness.request("node/7", path, reply=str)
             assert raised.value.code == "deadlock"
-        long = "k" * 60_000
+        long = "k" * 1_000
         assert harness.request(f"node/{long}", f"{long}x", reply=str) == "end"
         with pytest.raises(RemoteError) as raised:
             harness.request(f"node/{long}", long, reply=str)
@@ -516,6 +516,44 @@ def test_only_so_many_states_are_kept_and_the_oldest_go_first() -> None:
         harness.settle()
         assert harness.state("work", key="b").seen == [4]
         assert harness.stats["keys.forgotten"] == 2
+
+
+@pytest.mark.parametrize("activates", [False, True])
+def test_a_key_that_is_too_long_is_rejected_and_not_kept(activates: bool) -> None:
+    app = application()
+
+    class Work(Actor):
+        per, state, retry = "key", Truck, RetryPolicy(attempts=3)
+
+        if activates:
+
+            def on_activate(self) -> None:
+                pass
+
+        @on("work/{key}")
+        async def handle(self, number: int) -> int:
+            self.state.seen.append(number)
+            return len(self.state.seen)
+
+    app.add(Work)
+    longest = "x" * 1_024
+    with Harness(app) as harness:
+        harness.expect_failure(Reject)
+        harness.expect_failure(DecodeError)
+        for key in (longest, f"{longest}y"):
+            harness.publish(f"work/{key}", 1)
+        # Of what cannot be read no attempt is made; the next message must not be taken for it.
+        harness.publish(f"work/{longest}y", "no number")
+        harness.publish("work/a", 2)
+        harness.settle()
+        with pytest.raises(RemoteError, match="has 1025 characters, and 1024 are allowed"):
+            harness.request(f"work/{longest}y", 1, reply=int)
+        assert sorted(letter.error for letter in harness.dead_letters()) == [
+            "DecodeError",
+            "Reject",
+        ]
+        assert set(harness.keys("Work")) == {"a", longest}
+        assert harness.state("Work", key="a").seen == [2]
 
 
 def test_a_state_goes_after_it_was_idle() -> None:
