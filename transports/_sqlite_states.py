@@ -81,16 +81,24 @@ class SqliteStates(StateStore):
     def find(self, message: MessageIdentity) -> Handled | bool:
         """See `StateStore.find`."""
 
-        def select(database: sqlite3.Connection) -> list[Any]:
-            return database.execute(
-                "SELECT digest, n, actor, at, outputs FROM handled WHERE name = ?", (message.name,)
-            ).fetchall()
+        def select(database: sqlite3.Connection) -> tuple[Any, bool]:
+            row = database.execute(
+                "SELECT n, actor, at, outputs FROM handled WHERE name = ? AND digest = ?",
+                (message.name, message.digest),
+            ).fetchone()
+            if row is not None:
+                return row, False
+            # There may be very many of them.
+            other = database.execute(
+                "SELECT 1 FROM handled WHERE name = ? LIMIT 1", (message.name,)
+            ).fetchone()
+            return None, other is not None
 
-        rows = self._read(select)
-        for digest, number, actor, at, outputs in rows:
-            if digest == message.digest:
-                return Handled(number, actor, at, self._decoded(outputs))
-        return bool(rows)
+        row, reused = self._read(select)
+        if row is None:
+            return reused
+        number, actor, at, outputs = row
+        return Handled(number, actor, at, self._decoded(outputs))
 
     def commit(
         self, changes: Sequence[Change], sent: Sequence[int], acknowledged: Sequence[int] = ()

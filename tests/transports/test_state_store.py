@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sqlite3
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from spa_dat.transports._state_store import (
     SECONDS_HANDLED,
     Change,
     Handled,
+    MessageIdentity,
     StateStore,
     identity_of,
 )
@@ -198,6 +200,29 @@ def test_nothing_is_forgotten_because_nothing_was_handled_for_long(
     message = change(1).message
     assert message is not None
     assert isinstance(store.find(message), Handled)
+
+
+def test_a_sender_with_one_id_for_all_messages_costs_no_more_with_each_of_them(
+    tmp_path: Path,
+) -> None:
+    store = SqliteStates(tmp_path / "states")
+    output = msgspec.structs.replace(OUTPUT, payload=b"o" * 100_000)
+
+    def identity(number: int) -> MessageIdentity:
+        found = identity_of("a", "k", Envelope(topic="t", id="1", payload=b"%d" % number))
+        assert found is not None
+        return found
+
+    # No state is changed, so that none of them is a conflict.
+    commit(store, *(Change("a", "k", 0, None, identity(n), (output,), 0.0) for n in range(100)))
+    tracemalloc.start()
+    try:
+        assert store.find(identity(1_000)) is True
+        assert isinstance(store.find(identity(50)), Handled)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+        store.close()
 
 
 def test_a_full_disk_keeps_nothing_and_loses_nothing(tmp_path: Path) -> None:
