@@ -289,7 +289,7 @@ class Bus(abc.ABC):
         Raises:
             PublishNotSent: it was not written within ``timeout`` seconds, and never will be.
             PublishUnknown: it was written but not confirmed in time; it is not sent again.
-            Whatever `post` raises.
+            SpaDatError: whatever else `post` raises.
         """
 
     @abc.abstractmethod

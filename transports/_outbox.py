@@ -386,7 +386,7 @@ class Outbox:
             PublishNotSent: it was not written in time, and never will be.
             PublishUnknown: it was written but not confirmed in time; it is not written again.
             OutboxFull: as in `submit`.
-            Whatever the transport passed to `fail`.
+            SpaDatError: what the transport passed to `fail`.
         """
         entry = self.submit(envelope, note)
         entry.awaited = True

@@ -158,6 +158,7 @@ _PARTS = {
         "SocketProviderFactory",
     ),
 }
+__version__: str
 _PART_OF = {name: part for part, names in _PARTS.items() for name in names}
 
 
@@ -170,6 +171,9 @@ if not TYPE_CHECKING:
             value = getattr(import_module(f".{_PART_OF[name]}", __name__), name)
         elif name in _PARTS:
             value = import_module(f".{name}", __name__)
+        elif name == "__version__":
+            # It stands in pyproject.toml, and nowhere else.
+            value = import_module("importlib.metadata").version("spa-dat")
         else:
             import_module("._names_of_0_4_0", __name__).check_name(name)
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

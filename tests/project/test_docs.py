@@ -41,10 +41,14 @@ from support.waiting import eventually
 pytestmark = pytest.mark.repository
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = "<!-- not run -->"
 BLOCK = re.compile(
     rf"(?P<skip>{re.escape(NOT_RUN)}\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+REPOSITORY = re.compile(
+    r"https://github\.com/prescriptiveanalytics/spa-distributed-application-tools/(?:blob|tree)/main/"
+    r"(?P<file>[^)#\s]+)(?:#(?P<anchor>[^)\s]+))?"
 )
 LINK = re.compile(r"\]\((?!https?://)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
 
@@ -272,11 +276,27 @@ def test_links_lead_somewhere(page: Path) -> None:
     broken = []
     # Code may look like a link: names[Type]("text").
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for found in LINK.finditer(prose):
-        target = page.parent / found["file"] if found["file"] else page
+    found: re.Match[str]
+    links = [(found, page.parent, page) for found in LINK.finditer(prose)]
+    links += [(found, ROOT, ROOT) for found in REPOSITORY.finditer(prose)]
+    for found, folder, itself in links:
+        target = folder / found["file"] if found["file"] else itself
         if not target.exists() or (found["anchor"] and found["anchor"] not in anchors(target)):
             broken.append(found[0])
     assert broken == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *(page for page in PAGES if page.parent != ROOT)],
+    ids=lambda page: page.name,
+)
+def test_what_is_shown_elsewhere_links_by_complete_addresses(page: Path) -> None:
+    """The package index shows the README, and the site shows only what is in docs/."""
+    files = {found["file"] for found in LINK.finditer(page.read_text(encoding="utf-8"))} - {""}
+    if page.parent == ROOT:
+        assert files == set()
+    assert not [file for file in files if file.startswith("../") and page.parent == ROOT / "docs"]
 
 
 def anchors(page: Path) -> set[str]:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import spa_dat
+
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = (
     "scripts/demo",
+    "scripts/docs",
     "scripts/test",
     "scripts/check",
     "scripts/bench",
@@ -82,3 +85,9 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
 
 def test_the_changelog_has_a_place_for_the_next_change() -> None:
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert spa_dat.__version__ == version("spa-dat")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert spa_dat.__version__ == project["version"]
