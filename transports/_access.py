@@ -20,6 +20,7 @@ class Access:
         reply_topics: filters of where its replies go, besides the inboxes of applications.
         asks_0_4_0: whether it may make requests in the format of spa-dat 0.4.0.
         transactions: whether an actor commits in transactions.
+        keeps_states: whether states of keys are kept on the bus.
     """
 
     application: str
@@ -30,3 +31,4 @@ class Access:
     reply_topics: tuple[str, ...] = ()
     asks_0_4_0: bool = False
     transactions: bool = False
+    keeps_states: bool = False

@@ -99,6 +99,7 @@ class Subscription:
             none. Only where the provider has ``keeps_history``.
         transactional: whether its deliveries belong to a `Unit`, with which their effects are
             committed. Only where the provider has ``has_transactions``.
+        keeps_states: whether the units also keep the states of keys; only with ``transactional``.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Subscription:
     wire: str | None = None
     rewind_to: datetime | None = None
     transactional: bool = False
+    keeps_states: bool = False
 
 
 class Receiver(Protocol):

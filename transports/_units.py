@@ -20,17 +20,26 @@ class Outcome(msgspec.Struct, eq=False):
     Attributes:
         outputs: what is published, as `Bus.output_of` has returned it.
         committed: called once all of it is committed; never if it is not.
+        key: the key whose state has changed; None if none has.
+        value: what is kept of that key from now on; None for nothing.
+        undo: called if the attempt fails after all.
         size: the bytes of the outputs, once the unit has them.
     """
 
     outputs: list[object] = []
     committed: list[Callable[[], None]] = []
+    key: str | None = None
+    value: bytes | None = None
+    undo: Callable[[], None] | None = None
     size: int = 0
 
     def drop(self) -> None:
         """Forget all of it: the attempt has failed."""
         self.outputs.clear()
         self.committed.clear()
+        self.key = self.value = None
+        if self.undo is not None:
+            self.undo()
 
 
 class Refused(NamedTuple):
@@ -63,6 +72,14 @@ class Unit(Tracker, abc.ABC):
             outcome: its outcome, to which more may be added until it is settled.
             hurry: whether somebody waits for it.
         """
+
+    @abc.abstractmethod
+    def load(self, key: str) -> bytes | None:
+        """Return what is kept of a key, after everything that was settled; None for nothing."""
+
+    @abc.abstractmethod
+    def peek(self, key: str) -> bytes | None:
+        """Return what was committed last of a key; None for nothing, or while that is unknown."""
 
     @abc.abstractmethod
     def refused(self, delivery: Delivery) -> Refused | None:

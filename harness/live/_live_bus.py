@@ -139,6 +139,7 @@ class LiveProvider(StandInProvider):
         self._real = bus.real(original)
         self.default_deliver = self._real.default_deliver
         self.keeps_history = original.keeps_history and self._real.keeps_history
+        self.has_transactions = original.has_transactions and self._real.has_transactions
         self.default_qos = self._real.default_qos
         self.default_window = self._real.default_window
         self.default_window_bytes = self._real.default_window_bytes

@@ -56,6 +56,7 @@ class SimulatedKafkaBus(HarnessBus):
 
     pace = 8
     keeps_history = True
+    has_transactions = True
 
     def __init__(self, world: BusWorld) -> None:
         self._world = world

@@ -56,10 +56,12 @@ class HarnessBus(abc.ABC):
         pace: roughly how many steps of the event loop it needs for what a memory broker does in
             one.
         keeps_history: whether messages stay on it after they were handled.
+        has_transactions: see `SocketProvider`.
     """
 
     pace: int = 1
     keeps_history: bool = False
+    has_transactions: bool = False
 
     @abc.abstractmethod
     def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
@@ -153,6 +155,7 @@ class StandInProvider(SocketProvider):
         self.default_deliver = original.default_deliver
         # The rules of both apply.
         self.keeps_history = original.keeps_history and bus.keeps_history
+        self.has_transactions = original.has_transactions and bus.has_transactions
         self.null_headers = original.null_headers
         self.default_qos = original.default_qos
         self.default_window = original.default_window

@@ -527,7 +527,11 @@ class Run:
             addresses = [connection.provider.address for connection in self._buses]
             await tell_of_other_outboxes(self.settings.outbox, self.settings.identity, addresses)
         if self.durable_states is not None:
-            durable = [actor for actor in self._actors if actor.options.durable]
+            durable = [
+                actor
+                for actor in self._actors
+                if actor.options.durable and not actor.connection.provider.has_transactions
+            ]
             sending = self.durable_states.open({actor.name: actor.connection for actor in durable})
             await waits.all([(lambda: "what an earlier run has left to be sent", sending)])
         owners = [
@@ -586,7 +590,9 @@ class Run:
         self._commands.take(connection, envelope)
 
     def _states(self) -> DurableStates | None:
-        if not any(spec.options.durable for spec in self._specs):
+        durable = [spec.options.socket_provider for spec in self._specs if spec.options.durable]
+        # Buses with transactions keep the states themselves.
+        if all(provider is not None and provider.has_transactions for provider in durable):
             return None
         # Not at the top: it imports SQLite, and most applications have no durable actors.
         from ._durable_files import states_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +61,8 @@ class ApplicationRun(Protocol):
     def durable_states(self) -> DurableStates | None: ...
 
     def thread_lost(self, lane: Lane) -> None: ...
+
+    def routes_to(self, actor: ActorRunner) -> Sequence[Route]: ...
 
     def stop_actor(self, actor: ActorRunner) -> None: ...
 

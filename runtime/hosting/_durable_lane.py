@@ -67,17 +67,22 @@ class DurableLane(KeyedLane):
         runner: the runner of its actor.
         host: the actor's.
         number: which lane it is.
-        states: loads and commits them.
+        states: loads and commits them; None if the bus does.
     """
 
     def __init__(
-        self, runner: ActorRunner, host: KeyedHost, number: int, states: DurableStates
+        self, runner: ActorRunner, host: KeyedHost, number: int, states: DurableStates | None
     ) -> None:
-        self._states = states
+        self._store = states
         environment = runner.connection.surroundings.environment
         self._reader = StateReader(runner.options, environment.now)
         self._kept = runner.options.kept
         super().__init__(runner, host, number)
+
+    @property
+    def _states(self) -> DurableStates:
+        assert self._store is not None
+        return self._store
 
     def _make_socket(self) -> Socket:
         options, runtime = self.options, self.runner.runtime

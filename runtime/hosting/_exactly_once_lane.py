@@ -21,7 +21,7 @@ from ..messaging._turn import current_turn
 from ..options._retry_policy import Reject
 from ._lane import Lane
 
-__all__ = ["ExactlyOnceLane"]
+__all__ = ["AfterCommit", "ExactlyOnceLane", "park_in", "recorded", "refuse_again"]
 
 
 class ExactlyOnceLane(Lane):
@@ -39,8 +39,16 @@ class ExactlyOnceLane(Lane):
 
     def make_replies(self) -> Replies:
         """As of `Lane`, sent after the commit."""
-        bus = _AfterCommit(self.connection)
+        bus = AfterCommit(self.connection)
         return self.connection.replies_in(self.options.wire, bus)
+
+    def alias(self) -> str:
+        """As of `Lane`: all of them, as a reply also waits for what others have not finished."""
+        return self.actor_name
+
+    def refuses(self, envelope: Envelope, handler: int) -> bool:
+        """As of `Lane`: also a request that another lane would get."""
+        return self._refuses(self.source, envelope, handler)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """As of `Lane`; none, because something has to be done after every call."""
@@ -62,11 +70,7 @@ class ExactlyOnceLane(Lane):
         unit = delivery.tracker
         if not isinstance(unit, Unit):
             return await super().invoke(instance, index, arguments, scope)
-        refused = unit.refused(delivery)
-        if refused is not None:
-            raise Reject(
-                f"what an earlier attempt has published was refused: {describe(refused.error)}"
-            )
+        refuse_again(unit, delivery)
         turn.outcome = outcome = Outcome()
         result = await super().invoke(instance, index, arguments, scope)
         if result is not None:
@@ -80,12 +84,53 @@ class ExactlyOnceLane(Lane):
 
     async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
         """As of `Lane`: committed with the acknowledgement, unless it was refused there."""
-        unit = delivery.tracker
-        refused = unit.refused(delivery) if isinstance(unit, Unit) else None
-        if not isinstance(unit, Unit) or (refused is not None and refused.letter_too):
+        if not park_in(delivery, letter, self.connection):
             await super().park(delivery, letter, timeout)
-            return
-        unit.note(delivery, Outcome([self.connection.bus.output_of(letter, letter=True)]))
+
+
+def refuse_again(unit: Unit, delivery: Delivery) -> None:
+    """Raise Reject if the outcome of an earlier receipt of a message was refused."""
+    refused = unit.refused(delivery)
+    if refused is not None:
+        raise Reject(
+            f"what an earlier attempt has published was refused: {describe(refused.error)}"
+        )
+
+
+def park_in(delivery: Delivery, letter: Envelope, connection: BusConnection) -> bool:
+    """Make a dead letter the outcome of a message; return False if it has to be stored otherwise.
+
+    It has to be if it was refused there, or if the message belongs to no unit.
+    """
+    unit = delivery.tracker
+    if not isinstance(unit, Unit):
+        return False
+    refused = unit.refused(delivery)
+    if refused is not None and refused.letter_too:
+        return False
+    unit.note(delivery, Outcome([connection.bus.output_of(letter, letter=True)]))
+    return True
+
+
+def recorded(connection: BusConnection, envelope: Envelope, *, outputs: bool = True) -> bool:
+    """Record what a handler publishes in the outcome of its message; return whether it was.
+
+    Args:
+        connection: the bus.
+        envelope: what is published.
+        outputs: whether everything is recorded, and not only replies.
+    """
+    turn = current_turn.get()
+    if turn is None or not turn.active or turn.outcome is None:
+        return False
+    if turn.is_reply(envelope.topic):
+        turn.outcome.committed.append(partial(_send, connection, envelope))
+    elif outputs:
+        turn.outcome.outputs.append(connection.bus.output_of(envelope))
+    else:
+        return False
+    connection.recorded(envelope)
+    return True
 
 
 class _RecordingSocket(Socket):
@@ -97,25 +142,14 @@ class _RecordingSocket(Socket):
         self._post = self._record_or_post
 
     async def _record_or_send(self, envelope: Envelope, *, timeout: float) -> None:
-        if not self._recorded(envelope):
+        if not recorded(self._connection, envelope):
             await self._connection.publish(envelope, timeout=timeout)
 
     def _record_or_post(self, envelope: Envelope) -> object:
-        return None if self._recorded(envelope) else self._connection.post(envelope)
-
-    def _recorded(self, envelope: Envelope) -> bool:
-        turn, connection = current_turn.get(), self._connection
-        if turn is None or not turn.active or turn.outcome is None:
-            return False
-        if turn.is_reply(envelope.topic):
-            turn.outcome.committed.append(partial(_send, connection, envelope))
-        else:
-            turn.outcome.outputs.append(connection.bus.output_of(envelope))
-        connection.recorded(envelope)
-        return True
+        return None if recorded(self._connection, envelope) else self._connection.post(envelope)
 
 
-class _AfterCommit(DelegatingBus):
+class AfterCommit(DelegatingBus):
     """Posts the reply to a request once what the request has come to is committed.
 
     Args:

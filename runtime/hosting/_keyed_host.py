@@ -97,7 +97,8 @@ class KeyedHost:
         self.alarms: KeyAlarms | None = None
         self.reminders: Reminders | None = None
         states = runner.run.durable_states
-        if states is not None and options.durable:
+        moves = runner.connection.provider.has_transactions
+        if states is not None and options.durable and not moves:
             # Only who needs them pays for the modules.
             from ._key_alarms import KeyAlarms
 
@@ -107,11 +108,15 @@ class KeyedHost:
 
     def _add_lane(self) -> KeyedLane:
         number, states = len(self.lanes), self._runner.run.durable_states
-        if states is not None and self.options.durable:
+        if self.options.durable and self._runner.connection.provider.has_transactions:
+            from ._partitioned_lane import PartitionedLane
+
+            lane: KeyedLane = PartitionedLane(self._runner, self, number)
+        elif states is not None and self.options.durable:
             # Only who needs them pays for the modules.
             from ._durable_lane import DurableLane
 
-            lane: KeyedLane = DurableLane(self._runner, self, number, states)
+            lane = DurableLane(self._runner, self, number, states)
         else:
             lane = KeyedLane(self._runner, self, number)
         self.lanes = (*self.lanes, lane)
@@ -124,7 +129,11 @@ class KeyedHost:
 
     def name_of(self, key: str) -> str:
         """Return the actor's name in chains of waiting actors while it works for a key."""
-        return f"{self.actor_name}/{_printable(key)}"
+        return f"{self.actor_name}/{self.part_of(key)}"
+
+    def part_of(self, key: str) -> str:
+        """Return what stands for a key there: short, and another text for each key."""
+        return _printable(key)
 
     def state_of(self, cell: KeyCell) -> Any:
         """Return the state of a key; `UNSET` while it is not there."""
@@ -172,8 +181,9 @@ class KeyedHost:
         for filter_ in self.spec.handlers[handler].filters:
             if filter_.matches(envelope.topic):
                 key = self.spec.message_key.of(envelope, filter_)
-                name = f"{self.address}/{_printable(key)}"
-                return self.lanes[0].refuses_as(name, envelope, handler)
+                lane = self.lanes[0]
+                name = f"{self.address}/{lane.chain_part(envelope, key)}"
+                return lane.refuses_as(name, envelope, handler)
         return False
 
     def dropped(self, item: Any) -> None:

@@ -400,6 +400,10 @@ class KeyedLane(Lane):
         if self.cell is not None:
             self.cell.reset()
 
+    def chain_part(self, envelope: Envelope, key: str) -> str:
+        """Return what stands for a message of the actor in chains of waiting actors: its key."""
+        return self.host.part_of(key)
+
     def refuses_as(self, name: str, envelope: Envelope, handler: int) -> bool:
         """Do as `refuses` for a key whose address this is."""
         return self._refuses(name, envelope, handler)

@@ -57,6 +57,7 @@ class KeyCell:
         timers: the calls that its code has scheduled; None if there were none.
         saved: what a durable actor keeps of it; None if that is nothing.
         tenure: that of the last message that was handled; None if nobody else gets any.
+        unit: what the state of a durable actor was loaded from, on a bus with transactions.
         life: a new object whenever the state is made anew; None until somebody asks.
     """
 
@@ -70,6 +71,7 @@ class KeyCell:
         "state",
         "tenure",
         "timers",
+        "unit",
         "unsettled",
     )
 
@@ -83,6 +85,7 @@ class KeyCell:
         self.timers: Timers | None = None
         self.saved: KeyRecord | None = None
         self.tenure: Tenure | None = None
+        self.unit: object = None
         self.life: object = None
 
     def become(self, stage: KeyStage) -> None:

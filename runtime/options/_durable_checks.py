@@ -45,25 +45,28 @@ def check_durable(owner: str, options: ActorOptions) -> None:
             f"{owner}: durable=True keeps the states of keys: give per=, the capture whose values"
             " have a state each"
         )
+    provider = options.socket_provider
+    moves = provider is not None and provider.has_transactions
     refused = {
         "batch": options.batch is not None,
         "overflow": options.overflow is not Overflow.REFUSE,
         "qos": options.qos == 0,
         "subscription": options.subscription is not None,
-        "deliver": options.deliver == "share",
+        "deliver": options.deliver == ("all" if moves else "share"),
+        "rewind_to": moves and options.rewind_to is not None,
     }
+    if provider is not None and moves and kept.ttl is not None:
+        raise ConfigurationError(
+            f"{owner}: Durable(ttl={kept.ttl!r}) is not possible yet on the bus at"
+            f" {provider.address}, where nobody looks for what has expired: leave it"
+            " out, and delete states with context.delete()"
+        )
     for name, given in refused.items():
         if given:
             raise ConfigurationError(
                 f"{owner}: {name}={getattr(options, name)!r} does not go with durable=True:"
                 f" {_WHY_NOT[name]}; remove one of them"
             )
-    provider = options.socket_provider
-    if provider is not None and provider.keeps_history:
-        raise ConfigurationError(
-            f"{owner}: durable=True is not possible yet on the bus at {provider.address}, where the"
-            " states of keys have to move with the partitions: use MQTT or memory://"
-        )
     _check_type(owner, options.state)
 
 
@@ -72,7 +75,8 @@ _WHY_NOT = {
     "overflow": "a message that is dropped would be missing in the state of its key",
     "qos": "what is not acknowledged does not come again after a crash",
     "subscription": "what is handled has to be acknowledged by the actor alone",
-    "deliver": "the messages of a key would go to any instance, and its state is in one",
+    "deliver": "each key has one state, and its messages go where that is",
+    "rewind_to": "what was handled would change the states again",
 }
 
 

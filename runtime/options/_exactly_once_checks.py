@@ -22,7 +22,7 @@ def check_exactly_once(owner: str, options: ActorOptions) -> None:
     if not options.exactly_once:
         return
     refused = {
-        "per": options.per is not None,
+        "per": options.per is not None and not options.durable,
         "batch": options.batch is not None,
         "overflow": options.overflow is not Overflow.REFUSE,
         "qos": options.qos == 0,
@@ -47,7 +47,7 @@ def check_exactly_once(owner: str, options: ActorOptions) -> None:
 
 
 _WHY_NOT = {
-    "per": "the states of the keys would be changed twice by a message that comes again",
+    "per": "a message that comes again would change a state twice that is not durable=True",
     "batch": "each message is committed with its own effects",
     "overflow": "a message that is dropped has no effects at all",
     "qos": "what is not acknowledged does not come again after a crash",

@@ -85,7 +85,8 @@ class Subscriptions:
             return
         options = actor.options
         name = options.subscription or actor.name
-        if self._identity.instance != "0" and options.durable:
+        moves = actor.connection.provider.has_transactions
+        if self._identity.instance != "0" and options.durable and not moves:
             raise ConfigurationError(
                 f"actor {actor.name!r} is durable, and the application is instance"
                 f" {self._identity.instance!r}: only one instance may keep the states of its keys,"
@@ -98,10 +99,11 @@ class Subscriptions:
                 " messages are distributed: deliver='share' gives each to one instance,"
                 " deliver='all' to every instance"
             )
-        if options.exactly_once and self._identity.ephemeral:
+        if (options.exactly_once or (options.durable and moves)) and self._identity.ephemeral:
+            option = "exactly_once" if options.exactly_once else "durable"
             raise ConfigurationError(
-                f"actor {actor.name!r}: exactly_once=True needs an application with a name, which"
-                " goes on after a restart where it has stopped: give name="
+                f"actor {actor.name!r}: {option}=True needs an application with a name, which goes"
+                " on after a restart where it has stopped: give name="
             )
         key = (id(actor.connection), name)
         known = self._entries.get(key)
@@ -157,6 +159,8 @@ class Subscriptions:
             for handler in member.handlers
             for filter_ in handler.filters
         )
+        options, has_transactions = first.options, first.connection.provider.has_transactions
+        keeps_states = bool(options.durable) and has_transactions
         subscription = Subscription(
             name=name,
             filters=tuple(dict.fromkeys(filters)),
@@ -168,7 +172,8 @@ class Subscriptions:
             retained=first.options.retained,
             wire=first.options.wire,
             rewind_to=first.options.moment_to_rewind_to,
-            transactional=first.options.exactly_once,
+            transactional=options.exactly_once or keeps_states,
+            keeps_states=keeps_states,
         )
         shared.router.shared = subscription.share
         shared.router.durable = subscription.durable

@@ -142,6 +142,29 @@ def test_rules_for_kafka_have_the_ids_of_transactions(
     assert sum(line.endswith(wanted) for line in shown("--url", url)) == 1
 
 
+KEYED = """
+from spa_dat import DistributedApplication, KafkaConfig, KafkaTopic
+
+topics = {"plant/{machine}": KafkaTopic("plant", key="machine")}
+app = DistributedApplication(KafkaConfig("k1", topics=topics), name="plant")
+
+@app.application("plant/{machine}", per="machine", state=dict[str, int], durable=True)
+async def keep(payload: bytes) -> None: ...
+"""
+
+
+def test_rules_for_kafka_have_the_topics_of_states(
+    file: Path, shown: Callable[..., list[str]]
+) -> None:
+    file.write_text(KEYED)
+    lines = shown()
+    assert [line.partition("--operation ")[2] for line in lines if "_spa.state" in line] == [
+        f"{operation} --topic _spa.state.plant. --resource-pattern-type prefixed"
+        for operation in ("Read", "Write", "Create")
+    ]
+    assert any("--transactional-id plant." in line for line in lines)
+
+
 @pytest.mark.parametrize("whose", ["bus", "actor"])
 def test_rules_for_kafka_have_the_reply_topics_of_requests_to_0_4_0(
     file: Path, shown: Callable[..., list[str]], whose: str

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -25,10 +27,10 @@ QUICK = "heartbeat_interval=0.3&rebalance_timeout=10&backoff_max=0.5&session_tim
 
 
 class Copies:
-    """What a reader of committed records finds in a topic."""
+    """What a reader of committed records finds in a topic, by the keys of the records."""
 
     def __init__(self, server: str, topic: str) -> None:
-        self.lines: dict[str, list[int]] = {}
+        self.values: dict[str, list[bytes]] = {}
         self.count = 0
         self._consumer = AIOKafkaConsumer(
             topic,
@@ -38,6 +40,11 @@ class Copies:
             isolation_level="read_committed",
         )
 
+    @property
+    def different(self) -> int:
+        """How many there are, without those that are there more than once."""
+        return sum(len(set(values)) for values in self.values.values())
+
     async def read(self) -> None:
         """Take notice of everything that comes, until cancelled."""
         await self._consumer.start()
@@ -45,69 +52,120 @@ class Copies:
             while True:
                 for records in (await self._consumer.getmany(timeout_ms=100)).values():
                     for record in records:
-                        key, number = record.value.split()
-                        self.lines.setdefault(key.decode(), []).append(int(number))
+                        self.values.setdefault(record.key.decode(), []).append(record.value)
                         self.count += 1
         finally:
             await self._consumer.stop()
 
 
-@contextlib.contextmanager
-def members(url: str, ledger: Ledger, count: int) -> Iterator[list[Process]]:
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(Process("kafka_forwarder.py", [url, str(ledger.path), str(number)]))
-            for number in range(count)
-        ]
+class Run:
+    """A topic of numbers, members that handle them, and what these publish.
+
+    Args:
+        kafka: the broker.
+        folder: for the ledger.
+        target: the topic that they publish to.
+    """
+
+    def __init__(self, kafka: Kafka, folder: Path, target: str) -> None:
+        self.rng = seeded()
+        self.prefix = new_prefix()
+        self.server = kafka.server
+        self.ledger = Ledger(folder / "ledger")
+        self.source, self._target = f"{self.prefix}numbers", f"{self.prefix}{target}"
+        self.numbers = Numbers(kafka.server, self.source, KEYS, self.rng)
+        self.copies = Copies(kafka.server, self._target)
+        self.kills = self.stops = 0
+
+    async def under_attack(self, program: str, *place: str, more: Sequence[str] = ()) -> None:
+        """Kill and stop members while numbers come, until all of them are handled.
+
+        Args:
+            program: of the members.
+            place: its arguments before the ledger and the number of the instance.
+            more: those after that.
+        """
+        await create(self.server, self.source, PARTITIONS)
+        await create(self.server, self._target, PARTITIONS)
+        reading = asyncio.create_task(self.copies.read())
+        try:
+            with contextlib.ExitStack() as stack:
+                members = [
+                    stack.enter_context(
+                        Process(program, [*place, str(self.ledger.path), str(n), *more])
+                    )
+                    for n in range(3)
+                ]
+                async with self.numbers:
+                    await self._attack(members)
+                for member in members:
+                    assert await member.end(signal.SIGTERM) == 0
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        self.ledger.read()
+        print(
+            f"{self.numbers.count} messages, {self.kills} kills, {self.stops} stops,"
+            f" {self.ledger.repeated} handled again"
+        )
+
+    async def _attack(self, members: list[Process]) -> None:
+        numbers, copies, rng = self.numbers, self.copies, self.rng
+        for member in members:
+            member.launch()
+        for _ in range(KILLS):
+            async with numbers.flow(SHARE, self.ledger, rng.randrange(1, SHARE // 2)):
+                member = rng.choice(members)
+                member.check()
+                if rng.random() < 0.5:
+                    self.kills += 1
+                    assert await member.end(signal.SIGKILL) == -signal.SIGKILL
+                else:
+                    self.stops += 1
+                    member.send(signal.SIGSTOP)
+            # Long enough away for the others to get its partitions.
+            await eventually(lambda: copies.different >= numbers.count)
+            if member.running:
+                member.send(signal.SIGCONT)
+            else:
+                member.launch()
+        await numbers.produce(SHARE)
+        await eventually(lambda: copies.different >= numbers.count)
+
+    @property
+    def found(self) -> dict[str, list[Any]]:
+        """What is there, by key."""
+        return self.copies.values
 
 
 @pytest.mark.deadline(240 + 20 * KILLS)
 async def test_each_copy_is_there_once_and_in_order_although_members_are_killed_and_stopped(
     kafka: Kafka, tmp_path: Path
 ) -> None:
-    rng = seeded()
-    prefix = new_prefix()
-    source, target = f"{prefix}numbers", f"{prefix}copies"
-    await create(kafka.server, source, PARTITIONS)
-    await create(kafka.server, target, PARTITIONS)
-    ledger = Ledger(tmp_path / "ledger")
-    numbers = Numbers(kafka.server, source, KEYS, rng)
-    copies = Copies(kafka.server, target)
-    reading = asyncio.create_task(copies.read())
-    url = f"{kafka.url}?prefix={prefix}&{QUICK}"
-    stops = 0
-    try:
-        async with numbers:
-            with members(url, ledger, 3) as processes:
-                for process in processes:
-                    process.launch()
-                for _ in range(KILLS):
-                    async with numbers.flow(SHARE, ledger, rng.randrange(1, SHARE // 2)):
-                        process = rng.choice(processes)
-                        process.check()
-                        if rng.random() < 0.5:
-                            assert await process.end(signal.SIGKILL) == -signal.SIGKILL
-                        else:
-                            stops += 1
-                            process.send(signal.SIGSTOP)
-                    # Long enough away for the others to get its partitions.
-                    await eventually(lambda: copies.count >= numbers.count)
-                    if process.running:
-                        process.send(signal.SIGCONT)
-                    else:
-                        process.launch()
-                await numbers.produce(SHARE)
-                await eventually(lambda: copies.count >= numbers.count)
-                for process in processes:
-                    assert await process.end(signal.SIGTERM) == 0
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-    ledger.read()
-    print(
-        f"{numbers.count} messages, {KILLS - stops} kills, {stops} stops,"
-        f" {ledger.repeated} handled again"
-    )
-    assert {key: len(found) for key, found in copies.lines.items()} == dict(numbers.sent)
-    for found in copies.lines.values():
-        assert found == list(range(len(found)))
+    run = Run(kafka, tmp_path, "copies")
+    url = f"{kafka.url}?prefix={run.prefix}&{QUICK}"
+    await run.under_attack("kafka_forwarder.py", url)
+    assert run.found == {
+        key: [f"{key} {number}\n".encode() for number in range(count)]
+        for key, count in run.numbers.sent.items()
+    }
+
+
+@pytest.mark.deadline(240 + 20 * KILLS)
+@pytest.mark.parametrize("once", [True, False])
+async def test_every_count_is_right_although_members_are_killed_and_stopped(
+    kafka: Kafka, tmp_path: Path, once: bool
+) -> None:
+    run = Run(kafka, tmp_path, "counts")
+    options = json.dumps({"exactly_once": once})
+    await run.under_attack("kafka_counter.py", run.prefix, run.server, more=[options])
+    found = {
+        key: [tuple(json.loads(value)) for value in values] for key, values in run.found.items()
+    }
+    if not once:
+        # What comes twice is the same.
+        found = {key: sorted(set(values)) for key, values in found.items()}
+    assert found == {
+        key: [(number, number + 1) for number in range(count)]
+        for key, count in run.numbers.sent.items()
+    }

@@ -71,6 +71,9 @@ def _rules(config: KafkaConfig, access: Access) -> Iterator[KafkaRule]:
     for name in (names.replies(access.application), names.dead_letters(access.application)):
         for operation in own:
             yield KafkaRule(operation, "TOPIC", name)
+    if access.keeps_states:
+        for operation in own:
+            yield KafkaRule(operation, "TOPIC", names.states(access.application, ""), True)
     if access.asks_0_4_0 and config.create_topics != "never":
         # Each of these requests waits alone on a topic that is created for it.
         for operation in ("READ", "CREATE", "DELETE"):

@@ -88,6 +88,7 @@ class Names:
 
     def __init__(self, config: KafkaConfig) -> None:
         self._prefix = config.prefix
+        self._states = f"{config.prefix}{RESERVED}.state."
         self._bound = [
             _Bound(TopicFilter.parse(address), topic, config.prefix + topic.name)
             for address, topic in config.topics.items()
@@ -108,6 +109,14 @@ class Names:
     def replies(self, application: str) -> str:
         """Return the topic of the replies to an application."""
         return f"{self._prefix}{RESERVED}.reply.{application}"
+
+    def states(self, application: str, actor: str) -> str:
+        """Return the topic of the states of an actor's keys; they begin as for an empty name."""
+        return f"{self._states}{application}.{actor}"
+
+    def are_states(self, name: str) -> bool:
+        """Return whether a topic is one of states."""
+        return name.startswith(self._states)
 
     def is_own(self, name: str) -> bool:
         """Return whether a topic belongs to the runtime."""

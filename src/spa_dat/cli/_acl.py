@@ -139,13 +139,14 @@ def _access(
     """Return what is registered for the bus, and what has to be said about it."""
     received: dict[str, None] = {}
     reply_topics: dict[str, None] = {}
-    answers = anywhere = transactions = False
+    answers = anywhere = transactions = keeps_states = False
     asks_0_4_0 = getattr(getattr(provider, "config", None), "wire", None) == "spa-dat"
     for spec in runs.specs:
         if (spec.options.socket_provider or runs.settings.provider) is not provider:
             continue
         asks_0_4_0 = asks_0_4_0 or spec.options.wire == "spa-dat"
-        transactions = transactions or spec.options.exactly_once
+        keeps_states = keeps_states or (bool(spec.options.durable) and provider.has_transactions)
+        transactions = transactions or spec.options.exactly_once or keeps_states
         received |= dict.fromkeys(filter_.pattern for filter_ in spec.filters)
         if any(handler.responder for handler in spec.handlers):
             answers = True
@@ -162,6 +163,7 @@ def _access(
         reply_topics=tuple(reply_topics),
         asks_0_4_0=asks_0_4_0,
         transactions=transactions,
+        keeps_states=keeps_states,
     )
     return access, [_ANY_TOPIC] if anywhere else []
 

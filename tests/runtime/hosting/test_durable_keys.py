@@ -318,7 +318,6 @@ class Recent:
         ({"deliver": "share"}, "deliver='share' does not go with durable"),
         ({"overflow": Overflow.DROP_OLDEST}, "overflow"),
         ({"batch": (2, 1.0)}, "batch"),
-        ({"socket_provider": "kafka://localhost"}, "not possible yet on the bus at kafka"),
         ({"state": lambda: 1}, "give state= a class"),
         ({"state": None}, "give state= a class"),
         ({"state": Counter}, r"use dict\[str, int\]"),

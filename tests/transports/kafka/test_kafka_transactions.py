@@ -66,9 +66,8 @@ class Desk:
     def make(self, name: str = "p", group: str = "g", **options: Any) -> TransactionalProducer:
         topics = Topics(self.config, Names(self.config), "test")
         group = group if group.startswith("not-") else self.bench.name(group)
-        producer = TransactionalProducer(
-            self.config, "test", self.bench.name(name), group, topics, random.Random(0)
-        )
+        name = name if name.startswith("not-") else self.bench.name(name)
+        producer = TransactionalProducer(self.config, "test", name, group, topics, random.Random(0))
         self._made.append(producer)
         return producer
 
@@ -117,7 +116,7 @@ def values(found: list[Any]) -> list[bytes]:
     return [value for records, _ in found for value in records.values()]
 
 
-async def failure(step: Awaitable[None]) -> TransactionFailed:
+async def failure(step: Awaitable[object]) -> TransactionFailed:
     with pytest.raises(TransactionFailed) as caught:
         async with asyncio.timeout(60):
             await step
@@ -314,6 +313,14 @@ async def a_reset_while_it_looks_for_its_coordinator_is_noticed(desk: Desk) -> N
     successor = await desk.start()
     await successor.commit([record(topic, b"b")], at(topic, 2))
     assert values(await read_all(desk, topic, 2)) == [b"a", b"b"]
+
+
+@program
+async def an_id_that_may_not_be_used_is_named(desk: Desk) -> None:
+    name = desk.bench.forbidden(Right.TRANSACT, "p")
+    producer = desk.make(name)
+    with pytest.raises(NotAuthorised, match="transactional id"):
+        await producer.start()
 
 
 @program

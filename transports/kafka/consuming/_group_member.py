@@ -198,6 +198,9 @@ class GroupMember(ConsumerSessions):
             watch_topics(consumer)
             while True:
                 await self._rebalances.placed()
+                if self._subscription.transactional and self._rebalances.misplaced is not None:
+                    # What does not fit is to be told at the start.
+                    raise self._rebalances.misplaced
                 try:
                     reset, now = self._config.offset_reset, self._surroundings.environment.now()
                     await take_places(consumer, self.assignment, reset, now, self._rewind_to)

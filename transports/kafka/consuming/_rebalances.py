@@ -250,6 +250,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
                 # What is committed in these partitions is known only after that.
                 self._consumer.pause(*assignment.trackers)
                 await self.committer.open()
+                assert self._units is not None
+                await self._units.restore(self._consumer, assignment)
             async with asyncio.timeout(self._config.connect_timeout):
                 gone = await compare(self._consumer, assignment, self._rewind_to)
             self._tenures.take_over(assignment)

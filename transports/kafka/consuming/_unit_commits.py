@@ -13,6 +13,7 @@ from ...._logs import get_logger
 from ...._texts import describe
 from .._config import KafkaConfig
 from .._offset_notes import offset_note
+from .._records import Record
 from ..producing._transactions import Placed, TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
 from ._unit_tracker import Due, RefusedOutcomes, UnitTracker, records_of
@@ -59,6 +60,7 @@ class UnitCommits:
         make: makes the producer of a partition.
         refusals: what was refused, by partition.
         on_failed: called once with the reason when a transaction has failed.
+        changelog: the topic of the states of keys; empty if none are kept.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class UnitCommits:
         make: Callable[[TopicPartition], TransactionalProducer],
         refusals: Mapping[TopicPartition, RefusedOutcomes],
         on_failed: Callable[[TransactionFailed], None],
+        changelog: str = "",
     ) -> None:
+        self._changelog = changelog
         self._assignment = assignment
         self._config = config
         self._stats = stats
@@ -182,10 +186,14 @@ class UnitCommits:
         place = tracker.partition
         assignment, refusals = self._assignment, self._refusals[place]
         records, offsets = records_of(due)
+        placed = [Placed(record) for record in records]
+        for key, (offset, state) in due.states.items():
+            placed.append(Placed(Record(self._changelog, key, state, [], None), place.partition))
+            offsets.append(offset)
         note = offset_note(assignment.ids.get(place.topic), assignment.rewound.get(place))
         try:
-            await unit.producer.commit(
-                [Placed(record) for record in records],
+            ends = await unit.producer.commit(
+                placed,
                 {place: OffsetAndMetadata(due.offset, note)},
                 apart=bool(due.outcomes) and due.outcomes[0][0] < refusals.apart_until,
             )
@@ -197,6 +205,9 @@ class UnitCommits:
             return
         self._stats["kafka.transactions"] += 1
         tracker.has_committed(due)
+        if tracker.states is not None:
+            log = TopicPartition(self._changelog, place.partition)
+            tracker.states.position = ends.get(log, tracker.states.position)
         for _, outcome in due.outcomes:
             for committed in outcome.committed:
                 committed()

@@ -13,6 +13,7 @@ from ..._units import Outcome, Refused, Unit
 from .._records import Record
 from ..producing._transactions import Refusals
 from ._assignment import Assignment
+from ._changelog import PartitionStates, key_bytes
 from ._committable_offsets import PartitionTracker
 
 __all__ = ["Due", "RefusedOutcomes", "UnitTracker", "records_of"]
@@ -74,6 +75,15 @@ class Due(NamedTuple):
     offset: int
     outcomes: list[tuple[int, Outcome]]
 
+    @property
+    def states(self) -> dict[bytes, tuple[int, bytes | None]]:
+        """The last state of each key that has changed, and the offset of the message it is of."""
+        return {
+            key_bytes(outcome.key): (offset, outcome.value)
+            for offset, outcome in self.outcomes
+            if outcome.key is not None
+        }
+
 
 class UnitTracker(PartitionTracker, Unit):
     """The deliveries of a partition in one assignment, with outcomes that are not committed yet.
@@ -83,7 +93,10 @@ class UnitTracker(PartitionTracker, Unit):
         partition: the partition.
         on_room: called when a partition that was full no longer is.
         refusals: what was refused in earlier assignments.
+        states: what is committed of the partition's keys; None if nothing is kept of them.
 
+    Attributes:
+        states: as given.
     """
 
     def __init__(
@@ -92,8 +105,12 @@ class UnitTracker(PartitionTracker, Unit):
         partition: TopicPartition,
         on_room: Callable[[TopicPartition], None],
         refusals: RefusedOutcomes,
+        states: PartitionStates | None = None,
     ) -> None:
         super().__init__(assignment, partition, on_room)
+        self.states = states
+        # What is settled and not committed.
+        self._latest: dict[bytes, bytes | None] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._size = 0
         self._refusals = refusals
@@ -113,6 +130,26 @@ class UnitTracker(PartitionTracker, Unit):
         self._size += outcome.size
         if hurry or self._size > _MANY_BYTES:
             self._assignment.hurry()
+
+    def settled(self, delivery: Delivery) -> None:
+        """As of `PartitionTracker`."""
+        outcome = self._outcomes.get(delivery.token) if self.states is not None else None
+        if outcome is not None and outcome.key is not None:
+            self._latest[key_bytes(outcome.key)] = outcome.value
+        super().settled(delivery)
+
+    def load(self, key: str) -> bytes | None:
+        """See `Unit.load`."""
+        assert self.states is not None
+        known = key_bytes(key)
+        if known in self._latest:
+            return self._latest[known]
+        return self.states.values.get(known)
+
+    def peek(self, key: str) -> bytes | None:
+        """See `Unit.peek`."""
+        known = self.states if self._assignment.open else None
+        return None if known is None else known.values.get(key_bytes(key))
 
     def refused(self, delivery: Delivery) -> Refused | None:
         """See `Unit.refused`."""
@@ -134,12 +171,18 @@ class UnitTracker(PartitionTracker, Unit):
     def has_committed(self, due: Due) -> None:
         """Note that what was due is committed."""
         self.committed = due.offset
+        for key, (_, state) in due.states.items():
+            assert self.states is not None
+            self.states.apply(key, state)
+            if self._latest.get(key, state) is state:
+                self._latest.pop(key, None)
         self._refusals.forget_before(due.offset)
         self._make_room()
 
 
 def _size_of(outcome: Outcome) -> int:
-    return sum(output.size for output in outcome.outputs if isinstance(output, Record))
+    size = sum(output.size for output in outcome.outputs if isinstance(output, Record))
+    return size if outcome.value is None else size + len(outcome.value)
 
 
 def records_of(due: Due) -> tuple[list[Record], list[int]]:

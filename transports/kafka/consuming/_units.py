@@ -10,14 +10,18 @@ from aiokafka.structs import TopicPartition
 
 from ....errors import ConfigurationError
 from ..._contract import Subscription
+from .._aiokafka_private import client_of, find_topics
 from .._bus_context import BusContext
 from .._topic_names import Selection
 from ..producing._transactions import TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
+from ._changelog import PartitionStates, restore
 from ._unit_commits import UnitCommits
 from ._unit_tracker import RefusedOutcomes, UnitTracker
 
 __all__ = ["Units"]
+
+_UNKNOWN_AFTER = 5.0
 
 
 class Units:
@@ -37,6 +41,12 @@ class Units:
         self._refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
         # Where a partition was begun, if nothing of it is committed yet.
         self._first: dict[TopicPartition, int] = {}
+        self._keeps_states = subscription.keeps_states
+        self._states: dict[TopicPartition, PartitionStates] = {}
+        self._changelog = ""
+        if subscription.keeps_states:
+            application = context.surroundings.identity.application
+            self._changelog = context.names.states(application, subscription.name)
 
     def check(self, selection: Selection) -> None:
         """Raise ConfigurationError unless the subscription reads one topic."""
@@ -56,7 +66,10 @@ class Units:
         on_room: Callable[[TopicPartition], None],
     ) -> UnitTracker:
         """Return the tracker of a partition in a new assignment."""
-        return UnitTracker(assignment, partition, on_room, self._refusals[partition])
+        states = None
+        if self._keeps_states:
+            states = self._states.setdefault(partition, PartitionStates())
+        return UnitTracker(assignment, partition, on_room, self._refusals[partition], states)
 
     def commits(
         self, assignment: Assignment, on_failed: Callable[[TransactionFailed], None]
@@ -66,6 +79,7 @@ class Units:
             if partition not in assignment.trackers:
                 del self._refusals[partition]
         self._first = {at: it for at, it in self._first.items() if at in assignment.trackers}
+        self._states = {at: it for at, it in self._states.items() if at in assignment.trackers}
         context = self._context
         return UnitCommits(
             assignment,
@@ -75,7 +89,34 @@ class Units:
             self._producer,
             self._refusals,
             on_failed,
+            self._changelog,
         )
+
+    async def restore(self, consumer: Any, assignment: Assignment) -> None:
+        """Bring the states of the keys in an assignment up to date.
+
+        Raises:
+            ConfigurationError: the changelog does not fit the topic.
+            OSError, aiokafka.errors.KafkaError: no answer.
+        """
+        if not self._keeps_states or not assignment.trackers:
+            return
+        topic = next(iter(assignment.trackers)).topic
+        config, topics, name = self._context.config, self._context.topics, self._changelog
+        client = client_of(consumer)
+        count = len(client.cluster.partitions_for_topic(topic) or ())
+        topics.will_have(name, count)
+        await topics.ensure([name], _UNKNOWN_AFTER)
+        ((_, _, _, partitions),) = await find_topics(client, [name])
+        if len(partitions) != count:
+            raise ConfigurationError(
+                f"topic {topic!r} has {count} partitions, and {name!r}, which has the states of its"
+                f" keys, has {len(partitions)}: keys are in other partitions now than their states."
+                " Give the actor another name, with which it begins with new states, or a topic"
+                " with as many partitions as before"
+            )
+        states = {place.partition: it for place, it in self._states.items()}
+        await restore(config, self._client_id, name, states)
 
     def leave(self, assignment: Assignment) -> None:
         """Note where the partitions of an assignment begin again if nothing is committed."""

@@ -42,6 +42,11 @@ _REPLY_SETTINGS = [
     ("retention.ms", "3600000"),
     ("segment.ms", "600000"),
 ]
+# Who has been away for longer has to begin anew, or would keep what was deleted meanwhile.
+_STATE_SETTINGS = [
+    ("cleanup.policy", "compact"),
+    ("delete.retention.ms", "604800000"),
+]
 _DEAD_LETTER_SETTINGS = [
     ("cleanup.policy", "delete"),
     ("retention.ms", "-1"),
@@ -91,6 +96,7 @@ class Topics:
         self._config = config
         self._names = names
         self._client_id = client_id
+        self._counts: dict[str, int] = {}
         self._next: _SharedLook | None = None
         self._one_at_a_time = asyncio.Lock()
 
@@ -98,6 +104,10 @@ class Topics:
         """Return whether ``create_topics`` allows creating the topic."""
         policy = self._config.create_topics
         return policy == "all" or (policy == "own" and self._names.is_own(name))
+
+    def will_have(self, name: str, partitions: int) -> None:
+        """Say with how many partitions one of the runtime's own topics is created."""
+        self._counts[name] = partitions
 
     async def ensure(
         self,
@@ -272,12 +282,16 @@ class Topics:
                 raise self._not_created(name, error(), said)
 
     def _shape(self, name: str, replication: int) -> tuple[int, int, list[Any]]:
-        partitions = 1 if self._names.is_own(name) else self._config.partitions
-        return partitions, replication, []
+        return self._partitions_of(name), replication, []
+
+    def _partitions_of(self, name: str) -> int:
+        return self._counts.get(name, 1) if self._names.is_own(name) else self._config.partitions
 
     def _settings(self, name: str) -> list[tuple[str, str]]:
         if name.startswith(self._names.replies("")):
             return _REPLY_SETTINGS
+        if self._names.are_states(name):
+            return _STATE_SETTINGS
         return _DEAD_LETTER_SETTINGS if self._names.is_own(name) else []
 
     def _not_created(self, name: str, error: Exception, text: str | None) -> SpaDatError:
@@ -298,7 +312,7 @@ class Topics:
         own = [name for name in names if self._names.is_own(name)]
         if own:
             settings = "; ".join(
-                f"{name!r} with 1 partition and "
+                f"{name!r} with {_counted(self._partitions_of(name))} and "
                 + ", ".join(f"{key}={value}" for key, value in self._settings(name))
                 for name in own
             )
@@ -308,6 +322,10 @@ class Topics:
             advice = f"create {it}, or give create_topics='all'"
         what = f"topic {missing} does" if len(names) == 1 else f"topics {missing} do"
         return UnknownTopic(f"{what} not exist on the cluster: {advice}")
+
+
+def _counted(partitions: int) -> str:
+    return "1 partition" if partitions == 1 else f"{partitions} partitions"
 
 
 def _not_there_yet(created: Sequence[str], leaderless: Sequence[str]) -> kafka.KafkaError:

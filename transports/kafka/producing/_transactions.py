@@ -119,6 +119,7 @@ class TransactionalProducer:
         topics: Topics,
         choice: random.Random,
     ) -> None:
+        self._identifier = transactional_id
         self._group = group
         self._topics = topics
         self._choice = choice
@@ -149,12 +150,19 @@ class TransactionalProducer:
         aborted.
 
         Raises:
+            NotAuthorised: the id may not be used.
             OSError: no connection; TimeoutError is one.
             aiokafka.errors.KafkaError: the cluster refused.
         """
         try:
             async with asyncio.timeout(self._patience):
                 await self._library.start()
+        except kafka.TransactionalIdAuthorizationFailed as error:
+            await self.close()
+            raise NotAuthorised(
+                f"the cluster does not let us use the transactional id {self._identifier!r}; allow"
+                " Write in its access rules"
+            ) from error
         except BaseException:
             await self.close()
             raise
@@ -165,7 +173,7 @@ class TransactionalProducer:
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
         *,
         apart: bool = False,
-    ) -> None:
+    ) -> dict[TopicPartition, int]:
         """Append records and commit offsets, all of it or nothing.
 
         Args:
@@ -173,13 +181,16 @@ class TransactionalProducer:
             offsets: what the group has dealt with.
             apart: whether each record gets a batch of its own, to find out which ones are refused.
 
+        Returns:
+            the offset behind the last record in each partition.
+
         Raises:
             TransactionFailed: close it, and start the next one.
         """
         if self._failed is not None:
             raise TransactionFailed(self._failed)
         try:
-            await self._commit(records, offsets, apart=apart)
+            return await self._commit(records, offsets, apart=apart)
         except TransactionFailed as error:
             self._failed = error
             raise
@@ -204,17 +215,19 @@ class TransactionalProducer:
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
         *,
         apart: bool,
-    ) -> None:
+    ) -> dict[TopicPartition, int]:
         library = self._library
         names = [*dict.fromkeys(placed.record.name for placed in records)]
         finding = self._patience + len(names) * _UNKNOWN_AFTER
         places = await self._step(self._places(records, names), finding)
         await self._step(library.begin_transaction())
-        await self._step(self._send(records, places, apart=apart))
+        ends: dict[TopicPartition, int]
+        ends = await self._step(self._send(records, places, apart=apart))
         if offsets:
             # Without a copy the library would empty it.
             await self._step(library.send_offsets_to_transaction(dict(offsets), self._group))
         await self._step(library.commit_transaction())
+        return ends
 
     async def _step(self, step: Awaitable[Any], patience: float | None = None) -> Any:
         """Take a step within the time for it, and no longer than the library's sender lives."""
@@ -293,7 +306,7 @@ class TransactionalProducer:
 
     async def _send(
         self, records: Sequence[Placed], places: Sequence[TopicPartition], *, apart: bool
-    ) -> None:
+    ) -> dict[TopicPartition, int]:
         """Send records, and wait until all are appended."""
         sent: list[tuple[list[int], asyncio.Future[Any]]] = []
         for batch, place, indices in self._batches(records, places, apart=apart):
@@ -302,9 +315,15 @@ class TransactionalProducer:
             future.add_done_callback(_look_at)
             sent.append((indices, future))
         if not sent:
-            return
+            return {}
         await asyncio.wait([future for _, future in sent])
         self._refuse(records, [(indices, _error_of(future)) for indices, future in sent])
+        ends: dict[TopicPartition, int] = {}
+        for indices, future in sent:
+            end = future.result().offset + len(indices)
+            place = places[indices[0]]
+            ends[place] = max(end, ends.get(place, 0))
+        return ends
 
     def _batches(
         self, records: Sequence[Placed], places: Sequence[TopicPartition], *, apart: bool

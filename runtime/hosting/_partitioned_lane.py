@@ -1,0 +1,186 @@
+"""The lanes of a durable keyed actor whose states move with the partitions of its topic."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..._texts import quoted
+from ...actors import refuse_unrun
+from ...errors import ConfigurationError, NotHere
+from ...transports import Delivery, Envelope
+from ...transports._state_store import StoredKey
+from ...transports._units import Outcome, Unit
+from ..handling._argument_values import ProducerScope
+from ..messaging._sent_replies import Replies
+from ..messaging._socket import Socket
+from ..messaging._turn import Effects, current_turn
+from ..options._retry_policy import Reject
+from ._durable_lane import DurableLane
+from ._exactly_once_lane import AfterCommit, park_in, recorded, refuse_again
+from ._keyed_lane import KeyedLane, KeyedSocket
+from ._keyed_mailbox import KeyCell
+
+if TYPE_CHECKING:
+    from ._actor_runner import ActorRunner
+    from ._keyed_host import KeyedHost
+
+__all__ = ["PartitionedLane", "WrongKey"]
+
+
+class WrongKey(Reject):
+    """A record has another key than its address, so that its partition may be another one, too."""
+
+
+class PartitionedLane(DurableLane):
+    """A lane of a durable keyed actor on a bus with transactions.
+
+    The new state of a key is committed with the acknowledgement of the message that has changed
+    it, and with what was published if the actor has ``exactly_once``. If the handler fails, or the
+    commit does, the state is forgotten and loaded again.
+
+    Args:
+        runner: the runner of its actor.
+        host: the actor's.
+        number: which lane it is.
+    """
+
+    def __init__(self, runner: ActorRunner, host: KeyedHost, number: int) -> None:
+        super().__init__(runner, host, number, None)
+
+    def _make_socket(self) -> Socket:
+        options, runtime = self.options, self.runner.runtime
+        return _RecordingSocket(
+            self.connection, self.source, runtime, options.codec, options.wire, lane=self
+        )
+
+    def make_replies(self) -> Replies:
+        """As of `Lane`, sent after the commit."""
+        return self.connection.replies_in(self.options.wire, AfterCommit(self.connection))
+
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+        """As of `Lane`: committed with the acknowledgement, unless it was refused there."""
+        if not park_in(delivery, letter, self.connection):
+            await super().park(delivery, letter, timeout)
+
+    def alias(self) -> str:
+        """As of `KeyedLane`: the partition, all of whose replies wait for the same commits."""
+        item = self.item
+        if not isinstance(item, Delivery):
+            return super().alias()
+        return f"{self.actor_name}/{self.chain_part(item.envelope, '')}"
+
+    def chain_part(self, envelope: Envelope, key: str) -> str:
+        """As of `KeyedLane`."""
+        return f"p{envelope.partition}"
+
+    def instance_for(self, cell: KeyCell, shared: Any) -> Any:
+        """As of `KeyedLane`; forgets a state first that is not that of the message's unit."""
+        if cell.active and cell.unit is not self.item.tracker:
+            cell.reset()
+        return super().instance_for(cell, shared)
+
+    async def _invoke_and_commit(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Any:
+        cell, turn = self.cell, current_turn.get()
+        assert cell is not None
+        assert turn is not None
+        delivery = turn.delivery
+        assert delivery is not None
+        unit = delivery.tracker
+        if not isinstance(unit, Unit):
+            raise Reject(
+                "a message of a durable key has to come from its partition, with which its state is"
+                " committed: publish it again on its topic"
+            )
+        refuse_again(unit, delivery)
+        self._check_key(cell, delivery.envelope)
+        if not cell.active:
+            stored = unit.load(cell.key)
+            cell.saved = None
+            if stored is not None:
+                cell.saved = self._read(StoredKey(stored, 0), cell.key)
+            cell.unit = unit
+        effects, outcome = turn.effects, turn.outcome = Effects(), Outcome()
+        outcome.undo = partial(self._undo, cell)
+        try:
+            result = await KeyedLane.invoke(self, instance, index, arguments, scope)
+            if result is not None:
+                refuse_unrun(result, self.handlers[index].injection.name)
+            turn.refuse_failure()
+            record, value = self._changed(cell, effects, None)
+            # What is not in the transaction has to be there before the message counts as handled.
+            if turn.posts:
+                await self.away(_all(turn.posts), delivery)
+        except BaseException:
+            turn.effects = None
+            self._undo(cell)
+            raise
+        turn.effects = None
+        if value is not None:
+            # Nothing at all stands for a key that is deleted.
+            outcome.key, outcome.value = cell.key, value or None
+        if effects.deletes:
+            cell.reset()
+        elif record is not None:
+            cell.saved = record
+        unit.note(delivery, outcome, hurry=turn.request is not None)
+        return result
+
+    def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
+        """Raise ConfigurationError: nobody would look for what is due."""
+        raise ConfigurationError(
+            f"context.remind({quoted(name)}): there are no reminders on"
+            f" {self.connection.provider.address}; publish a message to the key instead"
+        )
+
+    def forget_reminder_of(self, cell: KeyCell, name: str) -> None:
+        """Raise ConfigurationError, as `remind_key` does."""
+        self.remind_key(cell, name, None, 0.0)
+
+    async def peek(self, key: str) -> Any:
+        """As of `DurableLane`, of the partitions that this instance has."""
+        for route in self._run.routes_to(self.runner):
+            for unit in route.router.trackers:
+                stored = unit.peek(key) if isinstance(unit, Unit) else None
+                if stored is not None:
+                    record = self._reader.record(StoredKey(stored, 0), key)
+                    return None if record.state is None else self._reader.state(record, key)
+        raise NotHere(
+            f"key {quoted(key, 200)} of actor {self.actor_name!r} has no state in the partitions"
+            " that this instance has: send a request to the key, which goes to whoever has it"
+        )
+
+    def _check_key(self, cell: KeyCell, envelope: Envelope) -> None:
+        if envelope.key != cell.key:
+            raise WrongKey(
+                f"the key of the record is {quoted(envelope.key)}, and that of its address is"
+                f" {quoted(cell.key, 200)}: the key decides on the partition, so whoever publishes"
+                " it has to give it, as KafkaTopic(key=...) does"
+            )
+
+
+async def _all(posts: list[asyncio.Future[None]]) -> None:
+    await asyncio.gather(*posts)
+
+
+class _RecordingSocket(KeyedSocket):
+    """The socket of a lane, which records what a handler publishes until it is committed."""
+
+    def __init__(self, *args: Any, lane: KeyedLane) -> None:
+        super().__init__(*args, lane=lane)
+        self._outputs = lane.options.exactly_once
+        self._send = self._record_or_send
+        self._post = self._record_or_post
+
+    async def _record_or_send(self, envelope: Envelope, *, timeout: float) -> None:
+        if not recorded(self._connection, envelope, outputs=self._outputs):
+            await self._connection.publish(envelope, timeout=timeout)
+
+    def _record_or_post(self, envelope: Envelope) -> object:
+        if recorded(self._connection, envelope, outputs=self._outputs):
+            return None
+        return self._connection.post(envelope)

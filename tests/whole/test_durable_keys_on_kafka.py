@@ -1,0 +1,419 @@
+"""Durable keys on a simulated Kafka cluster: their states move with the partitions."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from spa_dat import (
+    Actor,
+    Context,
+    DistributedApplication,
+    Durable,
+    KafkaConfig,
+    KafkaTopic,
+    Reject,
+    RetryPolicy,
+    Socket,
+    on,
+    on_reminder,
+)
+from spa_dat.errors import ConfigurationError, NotHere, RemoteError
+from spa_dat.runtime.hosting._keyed_lane import KeyedLane
+from spa_dat.runtime.hosting._partitioned_lane import PartitionedLane, WrongKey
+from spa_dat.testing import Faults, Harness
+from spa_dat.transports.kafka.consuming import _units
+from spa_dat.transports.kafka.producing._topic_creation import Topics
+from spa_dat.transports.kafka.producing._transactions import (
+    TransactionalProducer,
+    TransactionFailed,
+)
+
+TOPICS = {
+    "work/{key}": KafkaTopic("work", key="key"),
+    "done/{key}": KafkaTopic("done", key="key"),
+    "ask/{key}": KafkaTopic("work.asked", key="key"),
+    "look/{key}": KafkaTopic("look", key="key"),
+}
+FAULTS = replace(Faults.all(), duplicate=0.0, most=30)
+NUMBERS, KEYS = 60, 7
+
+
+@dataclass
+class Count:
+    n: int = 0
+    text: str = ""
+
+
+def application(instance: int = 0, name: str | None = "app") -> DistributedApplication:
+    config = KafkaConfig("cluster", partitions=3, topics=TOPICS)
+    return DistributedApplication(config, name=name, instance=str(instance))
+
+
+def counting(
+    instance: int = 0, *, once: bool = True, retry: RetryPolicy | None = None
+) -> DistributedApplication:
+    """Return an application that numbers the messages of each key."""
+    app = application(instance)
+
+    @app.application(
+        "work/{key}",
+        per="key",
+        state=Count,
+        durable=True,
+        exactly_once=once,
+        retry=retry or RetryPolicy(attempts=100, first=0.01),
+    )
+    async def work(number: int, key: str, state: Count, socket: Socket, context: Context) -> None:
+        state.n += 1
+        await socket.publish(f"done/{key}", [number, state.n])
+        if number == -1:
+            raise Reject("no")
+        if number == -2:
+            context.delete()
+        if number == -3:
+            state.text = "x" * 1_000_000
+
+    return app
+
+
+def cluster_of(harness: Harness) -> Any:
+    bus: Any
+    (bus,) = harness._core.world.buses.values()
+    return bus.cluster
+
+
+def counts(harness: Harness, key: str = "a") -> list[int]:
+    return [number for _, number in harness.published(f"done/{key}")]
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_states_come_back_after_a_restart_and_after_a_crash(once: bool) -> None:
+    app = counting(once=once)
+    with Harness(app) as harness:
+        for key in ("a", "b", "a"):
+            harness.publish(f"work/{key}", 1)
+        harness.settle()
+        harness.restart()
+        harness.publish("work/a", 1)
+        harness.settle()
+        harness.crash()
+        harness.restart()
+        harness.publish("work/a", 1)
+        harness.publish("work/b", 1)
+        harness.settle()
+        assert counts(harness, "a") == [1, 2, 3, 4]
+        assert counts(harness, "b") == [1, 2]
+        assert harness.state("work", key="b") == Count(2)
+
+
+def test_a_state_that_went_is_loaded_again() -> None:
+    with Harness(counting()) as harness:
+        harness.publish("work/a", 1)
+        harness.settle()
+        harness.passivate("work")
+        harness.settle()
+        assert harness.keys("work") == []
+        harness.publish("work/a", 1)
+        harness.settle()
+        assert counts(harness) == [1, 2]
+
+
+def test_what_was_committed_can_be_looked_at_where_the_partition_is() -> None:
+    app = counting()
+    seen: list[object] = []
+
+    @app.application("look/{key}")
+    async def look(payload: bytes, key: str) -> None:
+        try:
+            seen.append(await app.peek("work", key))
+        except NotHere:
+            seen.append("not here")
+
+    with Harness(app) as harness:
+        harness.publish("work/a", 1)
+        harness.settle()
+        harness.restart()
+        for key in ("a", "b"):
+            harness.publish(f"look/{key}", b"")
+        harness.settle()
+        assert sorted(map(str, seen)) == sorted((str(Count(1)), "not here"))
+
+
+def test_the_changelog_has_the_partitions_of_the_topic_and_is_compacted() -> None:
+    with Harness(counting()) as harness:
+        for number in range(10):
+            harness.publish(f"work/k{number % 5}", number)
+        harness.settle()
+        topics = cluster_of(harness).topics
+        log = topics["_spa.state.app.work"]
+        assert len(log.partitions) == len(topics["work"].partitions) == 3
+        harness.compact()
+        harness.settle()
+        harness.restart()
+        for number in range(5):
+            harness.publish(f"work/k{number}", number)
+        harness.settle()
+        assert all(counts(harness, f"k{number}") == [1, 2, 3] for number in range(5))
+
+
+def test_states_move_with_the_partitions() -> None:
+    first, second = counting(0), counting(1)
+    with Harness(first, second) as harness:
+        harness.stop(second)
+        for number in range(NUMBERS):
+            harness.publish(f"work/k{number % KEYS}", number)
+        harness.settle()
+        harness.restart(second)
+        for number in range(NUMBERS):
+            harness.publish(f"work/k{number % KEYS}", number)
+        harness.settle()
+        harness.stop(first)
+        for number in range(NUMBERS):
+            harness.publish(f"work/k{number % KEYS}", number)
+        harness.settle()
+        for key in range(KEYS):
+            assert counts(harness, f"k{key}") == [*range(1, 3 * len(range(key, NUMBERS, KEYS)) + 1)]
+
+
+def test_a_failed_attempt_leaves_state_and_bus_as_they_were() -> None:
+    with Harness(counting()) as harness:
+        harness.expect_failure(Reject)
+        for number in (1, -1, 2):
+            harness.publish("work/a", number)
+        harness.settle()
+        assert harness.published("done/a") == [[1, 1], [2, 2]]
+        (letter,) = harness.dead_letters()
+        assert letter.payload == b"-1"
+
+
+def test_a_deleted_state_stays_deleted() -> None:
+    with Harness(counting()) as harness:
+        for number in (1, 2, -2):
+            harness.publish("work/a", number)
+        harness.settle()
+        harness.restart()
+        harness.publish("work/a", 3)
+        harness.settle()
+        assert counts(harness) == [1, 2, 3, 1]
+
+
+def test_a_state_that_is_too_large_makes_its_message_a_dead_letter() -> None:
+    with Harness(counting()) as harness:
+        harness.expect_failure(Reject)
+        for number in (1, -3, 2):
+            harness.publish("work/a", number)
+        harness.settle()
+        assert counts(harness) == [1, 2]
+        assert len(harness.dead_letters()) == 1
+
+
+def test_a_record_with_another_key_than_its_address_is_a_dead_letter() -> None:
+    app = counting()
+
+    @app.application("in/{key}")
+    async def wrong(number: int, key: str, socket: Socket) -> None:
+        await socket.publish(f"work/{key}", number, key="other")
+
+    with Harness(app) as harness:
+        harness.expect_failure(WrongKey)
+        harness.publish("in/a", 1)
+        harness.settle()
+        assert counts(harness) == []
+        (letter,) = harness.dead_letters()
+        assert letter.error == "WrongKey"
+        assert "'other'" in letter.text
+
+
+def test_a_topic_with_other_partitions_than_its_changelog_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    will_have = Topics.will_have
+    # As if it had been created when the topic had fewer.
+    monkeypatch.setattr(Topics, "will_have", lambda self, name, _: will_have(self, name, 2))
+    with (
+        pytest.raises(ConfigurationError, match=r"has 3 partitions, and .* has 2"),
+        Harness(counting()),
+    ):
+        """It does not start."""
+
+
+def test_classes_have_their_states_kept_as_well() -> None:
+    app = application()
+
+    class Work(Actor):
+        per, state, durable, exactly_once = "key", Count, True, True
+
+        @on("work/{key}")
+        async def work(self, number: int, key: str, socket: Socket) -> None:
+            self.state.n += 1
+            await socket.publish(f"done/{key}", [number, self.state.n])
+
+    app.add(Work)
+    with Harness(app) as harness:
+        harness.publish("work/a", 1)
+        harness.settle()
+        harness.restart()
+        harness.publish("work/a", 2)
+        harness.settle()
+        assert counts(harness) == [1, 2]
+
+
+def test_requests_are_answered_after_the_commit_and_not_to_the_own_partition() -> None:
+    app = application()
+    refused: list[str] = []
+
+    @app.application("ask/{key}", per="key", state=Count, durable=True, exactly_once=True)
+    async def ask(number: int, key: str, state: Count, socket: Socket) -> int:
+        state.n += number
+        if number == 5:
+            try:
+                await socket.request(f"ask/{key}", 1, reply=int)
+            except RemoteError as error:
+                refused.append(error.code)
+        return state.n
+
+    with Harness(app) as harness:
+        assert harness.request("ask/a", 4) == b"4"
+        assert app.stats["kafka.transactions"] == 1
+        assert harness.request("ask/a", 5) == b"9"
+        assert refused == ["deadlock"]
+        harness.restart()
+        assert harness.request("ask/a", 1) == b"10"
+
+
+# Whatever goes wrong.
+
+
+def numbered(harness: Harness) -> list[list[list[int]]]:
+    """Publish numbers to all keys while time passes; return what comes of each key."""
+    for number in range(NUMBERS):
+        harness.publish(f"work/k{number % KEYS}", number)
+        if number % 9 == 0:
+            harness.advance(0.3)
+    harness.settle()
+    return [harness.published(f"done/k{key}") for key in range(KEYS)]
+
+
+RIGHT = [
+    [[number, place + 1] for place, number in enumerate(range(key, NUMBERS, KEYS))]
+    for key in range(KEYS)
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_faults_strike_each_key_is_numbered_without_gaps(seed: int) -> None:
+    with Harness(counting(0), counting(1), seed=seed, faults=FAULTS) as harness:
+        assert numbered(harness) == RIGHT
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_faults_strike_outputs_that_come_twice_are_the_same(seed: int) -> None:
+    apps = counting(0, once=False), counting(1, once=False)
+    with Harness(*apps, seed=seed, faults=FAULTS) as harness:
+        found = numbered(harness)
+    assert [sorted(map(list, {tuple(one) for one in key})) for key in found] == RIGHT
+
+
+def fail_often(monkeypatch: pytest.MonkeyPatch, seed: int) -> Counter[str]:
+    """Let transactions fail before and after they are committed; count both."""
+    commit, dice, failures = TransactionalProducer.commit, random.Random(seed), Counter[str]()
+
+    async def unsure(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
+        if dice.random() < 0.3:
+            failures["before"] += 1
+            raise TransactionFailed(OSError("never sent"))
+        ends = await commit(self, *arguments, **more)
+        if dice.random() < 0.3:
+            failures["after"] += 1
+            raise TransactionFailed(OSError("no answer"))
+        return ends
+
+    monkeypatch.setattr(TransactionalProducer, "commit", unsure)
+    return failures
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_transaction_that_has_failed_takes_the_states_with_it(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    failures = fail_often(monkeypatch, seed)
+    with Harness(counting()) as harness:
+        assert numbered(harness) == RIGHT
+    assert min(failures["before"], failures["after"]) > 0
+
+
+def test_without_forgetting_what_was_not_committed_counts_would_be_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PartitionedLane, "instance_for", KeyedLane.instance_for)
+    fail_often(monkeypatch, 0)
+    with Harness(counting()) as harness:
+        assert numbered(harness) != RIGHT
+
+
+def test_without_reading_the_changelog_to_its_end_counts_would_be_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def skip(*_: object) -> None:
+        """Take what is known here for all there is."""
+
+    monkeypatch.setattr(_units, "restore", skip)
+    failures = fail_often(monkeypatch, 0)
+    with Harness(counting()) as harness:
+        assert numbered(harness) != RIGHT
+    assert failures["after"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"deliver": "all"}, "deliver='all'"),
+        ({"rewind_to": "2026-01-01T00:00Z"}, "rewind_to="),
+        ({"subscription": "both"}, "subscription='both'"),
+        ({"qos": 0}, "qos=0"),
+        ({"durable": Durable(ttl=5.0)}, "ttl=5.0"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], problem: str) -> None:
+    app = application()
+    with pytest.raises(ConfigurationError, match=problem):
+
+        @app.application("work/{key}", **{"per": "key", "state": Count, "durable": True, **options})
+        async def work(number: int, state: Count) -> None: ...
+
+
+def test_reminders_are_refused() -> None:
+    app = application()
+
+    class Work(Actor):
+        per, state, durable = "key", Count, True
+
+        @on("work/{key}")
+        async def work(self, number: int, context: Context) -> None:
+            context.remind("later", after=1.0)
+
+        @on_reminder("later")
+        async def later(self) -> None: ...
+
+    app.add(Work)
+    with Harness(app) as harness:
+        harness.expect_failure(ConfigurationError)
+        harness.publish("work/a", 1)
+        harness.settle()
+        (letter,) = harness.dead_letters()
+        assert "no reminders" in letter.text
+
+
+def test_an_application_without_a_name_is_refused() -> None:
+    app = application(name=None)
+
+    @app.application("work/{key}", per="key", state=Count, durable=True)
+    async def work(number: int, state: Count) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="application with a name"), Harness(app):
+        """It does not start."""
