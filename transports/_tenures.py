@@ -14,12 +14,18 @@ class Tenure:
     the source's messages lacks none for that long.
 
     Attributes:
+        began: higher than that of those that began before; 0 if nobody else has ever handled
+            anything that comes from the source.
         over: whether it has ended.
+
+    Args:
+        began: see there.
     """
 
-    __slots__ = ("_to_be_told", "over")
+    __slots__ = ("_to_be_told", "began", "over")
 
-    def __init__(self) -> None:
+    def __init__(self, began: int = 0) -> None:
+        self.began = began
         self.over = False
         self._to_be_told: dict[Callable[[], None], None] = {}
 

@@ -414,11 +414,22 @@ class KeyedHost:
         self.mailbox.put_first(cell, LEAVE)
         self.dispatch()
 
-    def note_tenure(self, cell: KeyCell, tenure: Tenure | None) -> None:
-        """Note that a message of a key has another tenure than the one before."""
+    def note_tenure(self, cell: KeyCell, tenure: Tenure | None) -> bool:
+        """Note that a message of a key has another tenure than the one before.
+
+        Returns:
+            whether others may have handled messages of the key that its state lacks: it comes from
+            another source than before, which has been ours for a shorter time.
+        """
+        before = cell.tenure
+        if before is not None and tenure is not None and tenure.began < before.began:
+            return False
         cell.tenure = tenure
         if tenure is not None:
             tenure.tell(self._tenure_over)
+        if before is None or tenure is None:
+            return False
+        return cell.active and tenure.began > before.began
 
     def _tenure_over(self) -> None:
         if self._look_at_tenures is None:

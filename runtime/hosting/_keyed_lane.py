@@ -109,8 +109,10 @@ class KeyedSource:
                 # In here, because every further coroutine costs each message something.
                 if isinstance(work, Delivery):
                     self.current = (work,)
-                    if (tenure := tenure_of(work)) is not cell.tenure:
-                        host.note_tenure(cell, tenure)
+                    tenure = tenure_of(work)
+                    if tenure is not cell.tenure and host.note_tenure(cell, tenure):
+                        await lane.passivate(cell)
+                        lane.item = work
                     work.route = lane.route_of(work.route)
                     if lane.observer is not None:
                         lane.observer.collected(lane, self.current)

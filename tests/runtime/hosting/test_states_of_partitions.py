@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from spa_dat import Actor, Context, DistributedApplication, KafkaConfig, KafkaTopic, on
 from spa_dat.testing import Faults, Harness, explore
@@ -80,6 +81,57 @@ def test_a_key_stays_where_it_comes_back_and_nobody_else_had_it() -> None:
         publish(harness, 4)
         assert {key: seen[-1] for key, seen in handled.seen.items()} == {
             key: (0, [1, 2, 3, 4]) for key in KEYS
+        }
+
+
+def growing() -> DistributedApplication:
+    """An application that has the topic get as many partitions as it is told."""
+    app = DistributedApplication("kafka://broker", name="growing")
+
+    @app.application("grow")
+    async def grow(partitions: int) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers="kafka-1.simulated:9092")
+        await admin.start()
+        await admin.create_partitions({"jobs": NewPartitions(partitions)})
+        await admin.close()
+
+    return app
+
+
+def test_a_key_in_another_partition_begins_anew_if_others_had_that() -> None:
+    handled = Handled()
+    first, second = handled.application(0), handled.application(1)
+    with Harness(first, second, growing()) as harness:
+        publish(harness, 1)
+        before = {key: seen[-1][0] for key, seen in handled.seen.items()}
+        harness.publish("grow", 7)
+        harness.settle()
+        harness.advance(400)
+        publish(harness, 2)
+        between = {key: seen[-1][0] for key, seen in handled.seen.items()}
+        went = [key for key in KEYS if (before[key], between[key]) == (0, 1)]
+        assert went
+        harness.stop(second)
+        harness.advance(60)
+        publish(harness, 3)
+        for key in went:
+            assert handled.seen[key][-1] == (0, [3])
+
+
+def test_a_key_in_a_new_partition_stays_where_it_comes_to_the_same_instance() -> None:
+    handled = Handled()
+    app = handled.application(0)
+    with Harness(app, growing()) as harness:
+        publish(harness, 1)
+        harness.restart(app)
+        publish(harness, 2)
+        harness.publish("grow", 7)
+        harness.settle()
+        harness.advance(400)
+        for number in (3, 4):
+            publish(harness, number)
+        assert {key: seen[-1] for key, seen in handled.seen.items()} == {
+            key: (0, [2, 3, 4]) for key in KEYS
         }
 
 

@@ -72,6 +72,14 @@ def test_a_tenure_ends_when_the_partition_is_gone() -> None:
     assert member.takes_over({A: 7, B: 7})[A] is not first[A]
 
 
+def test_a_tenure_began_later_than_others_unless_nobody_else_has_handled_anything() -> None:
+    member = Member()
+    first = member.takes_over({A: 3, B: -1})
+    member.leaves({B: 7})
+    second = member.takes_over({A: 9, B: 7})
+    assert first[B].began == 0 < first[A].began < second[A].began
+
+
 def test_an_assignment_whose_positions_were_never_known_changes_nothing() -> None:
     member = Member()
     first = member.takes_over({A: -1})

@@ -20,6 +20,7 @@ class PartitionTenures:
     def __init__(self) -> None:
         # With the offset before which everything was settled here.
         self._left: dict[TopicPartition, tuple[Tenure, int]] = {}
+        self._count = 0
 
     def leave(self, assignment: Assignment) -> None:
         """Note how far each partition of an assignment has come, which ends."""
@@ -33,6 +34,7 @@ class PartitionTenures:
         Args:
             assignment: it is known what is committed in its partitions.
         """
+        self._count += 1
         left, self._left = self._left, {}
         ended: list[Tenure] = []
         for place, tracker in assignment.trackers.items():
@@ -40,6 +42,8 @@ class PartitionTenures:
             if tenure is not None and tracker.committed > settled:
                 ended.append(tenure)
                 tenure = None
-            tracker.tenure = Tenure() if tenure is None else tenure
+            if tenure is None:
+                tenure = Tenure(self._count if tracker.committed >= 0 else 0)
+            tracker.tenure = tenure
         for tenure in (*ended, *(tenure for tenure, _ in left.values())):
             tenure.end()
