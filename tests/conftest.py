@@ -21,6 +21,7 @@ from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.testing import BrokerProcess, Kafka, Mosquitto
 from support.deadline import DEADLINE, deadline, keep_stderr
 from support.machine import examples
+from support.postgres import Postgres
 from support.program import Program, Start
 from support.running import run_async_test
 
@@ -233,3 +234,19 @@ def _starting(kind: type[B]) -> Iterator[Callable[..., B]]:
             return broker
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Return the database that all tests of a process share: use owners of your own."""
+    server = Postgres()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """Return a database for one test, which may stop it."""
+    server = Postgres()
+    yield server
+    server.close()

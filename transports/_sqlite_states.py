@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from ..errors import StateLost, StateNotWritten
 from ._envelope import Envelope
 from ._sqlite_file import SqliteFile
@@ -21,7 +19,7 @@ from ._state_store import (
     StateStore,
     StoredKey,
 )
-from ._stored_envelopes import read_stored, stored_fields
+from ._stored_envelopes import envelopes_from_bytes, envelopes_to_bytes
 
 __all__ = ["SqliteStates"]
 
@@ -44,7 +42,6 @@ _SCHEMA = (
 )
 # The stages of a message that was handled: its outputs may have to be sent; it may come again.
 _UNSENT, _SENT, _ACKNOWLEDGED = 0, 1, 2
-_DECODER = msgspec.msgpack.Decoder(tuple[Envelope, ...])
 
 
 class SqliteStates(StateStore):
@@ -186,7 +183,7 @@ class SqliteStates(StateStore):
     def _decoded(self, outputs: bytes | None) -> tuple[Envelope, ...]:
         if outputs is None:
             return ()
-        return read_stored(_DECODER, outputs, self._file.name)
+        return envelopes_from_bytes(outputs, self._file.name)
 
 
 def _write(database: sqlite3.Connection, changes: Sequence[Change]) -> list[int | None]:
@@ -200,7 +197,7 @@ def _write(database: sqlite3.Connection, changes: Sequence[Change]) -> list[int 
         name, digest = (
             (None, None) if change.message is None else (change.message.name, change.message.digest)
         )
-        outputs = _encoded(change.outputs) if change.outputs else None
+        outputs = envelopes_to_bytes(change.outputs) if change.outputs else None
         cursor = database.execute(
             "INSERT INTO handled (actor, name, digest, at, stage, outputs)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -245,7 +242,3 @@ def _revision(database: sqlite3.Connection, where: tuple[str, bytes]) -> int:
 def _bytes(key: str) -> bytes:
     # A key may have what no text in SQLite can have.
     return key.encode("utf-8", "surrogatepass")
-
-
-def _encoded(envelopes: Sequence[Envelope]) -> bytes:
-    return msgspec.msgpack.encode([stored_fields(envelope) for envelope in envelopes])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -9,11 +10,36 @@ import msgspec
 from ..errors import ConfigurationError
 from ._envelope import Envelope
 
-__all__ = ["UNREADABLE", "read_stored", "stored_fields"]
+__all__ = [
+    "UNREADABLE",
+    "envelopes_from_bytes",
+    "envelopes_to_bytes",
+    "read_stored",
+    "stored_fields",
+]
 
 T = TypeVar("T")
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
 """What decoding raises if something was not stored by this version."""
+_DECODER = msgspec.msgpack.Decoder(tuple[Envelope, ...])
+
+
+def envelopes_to_bytes(envelopes: Sequence[Envelope]) -> bytes:
+    """Return messages as bytes, to be stored, for `envelopes_from_bytes`."""
+    return msgspec.msgpack.encode([stored_fields(envelope) for envelope in envelopes])
+
+
+def envelopes_from_bytes(data: bytes, where: str = "what is stored") -> tuple[Envelope, ...]:
+    """Return the messages that `envelopes_to_bytes` was given.
+
+    Args:
+        data: what it has returned.
+        where: where that was stored, in words, for the error.
+
+    Raises:
+        ConfigurationError: they cannot be read.
+    """
+    return read_stored(_DECODER, data, where)
 
 
 def stored_fields(envelope: Envelope) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from ..._busy_threads import has_own_clock
 from ..._logs import get_logger
@@ -17,17 +18,21 @@ from ...transports._state_folder import state_folder
 from ...transports._state_store import StateStore
 from ..hosting._application_settings import Settings
 from ..hosting._durable_states import DurableStates
+from ..registration._specs import Spec
 
 __all__ = ["states_of", "tell_of_other_outboxes"]
 
 _log = get_logger("spa_dat")
 
 
-def states_of(settings: Settings, fatal: Callable[[BaseException], None]) -> DurableStates:
+def states_of(
+    settings: Settings, specs: Iterable[Spec[Any]], fatal: Callable[[BaseException], None]
+) -> DurableStates:
     """Return what loads and commits the states of an application's durable keys, not opened.
 
     Raises:
-        ConfigurationError: the application has no name, or there is no folder.
+        ConfigurationError: the application has no name, or there is no folder; or its actors give
+            different stores.
     """
     identity = settings.identity
     if identity.ephemeral:
@@ -37,18 +42,45 @@ def states_of(settings: Settings, fatal: Callable[[BaseException], None]) -> Dur
         )
     store = settings.state_store
     path = None
-    if store is None:
+    opens = _store_of([spec for spec in specs if _keeps_here(spec)])
+    if store is None and opens is None:
         folder = state_folder(settings.state_folder, of="a durable actor", option="state_folder=")
         path = folder / _file_of(settings)
 
     def open_store() -> StateStore:
         if store is not None:
             return store
-        assert path is not None
-        return SqliteStates(path)
+        if path is not None:
+            return SqliteStates(path)
+        assert opens is not None
+        opened = opens(identity.client_id)
+        if not isinstance(opened, StateStore):
+            raise ConfigurationError(
+                f"Durable(store={quoted(opens)}) has returned {quoted(opened)}: return an instance"
+                " of a class derived from spa_dat.states.StateStore"
+            )
+        return opened
 
     inline = has_own_clock(asyncio.get_running_loop())
     return DurableStates(open_store, settings.environment, fatal, inline=inline)
+
+
+def _keeps_here(spec: Spec[Any]) -> bool:
+    """Return whether the states of an actor are durable, and not kept by its bus."""
+    provider = spec.options.socket_provider
+    by_bus = provider is not None and provider.has_transactions
+    return bool(spec.options.durable) and not by_bus
+
+
+def _store_of(specs: Sequence[Spec[Any]]) -> Callable[[str], StateStore] | None:
+    """Return what opens the store that all of the actors give; None for a file."""
+    for spec in specs:
+        if spec.options.kept.store is not specs[0].options.kept.store:
+            raise ConfigurationError(
+                f"actors {specs[0].name!r} and {spec.name!r} give different stores: all durable"
+                " actors of an application have the same Durable(store=...), as the same object"
+            )
+    return specs[0].options.kept.store
 
 
 def _file_of(settings: Settings) -> str:

@@ -597,7 +597,7 @@ class Run:
         # Not at the top: it imports SQLite, and most applications have no durable actors.
         from ._durable_files import states_of
 
-        return states_of(self.settings, self._lost_for_good)
+        return states_of(self.settings, self._specs, self._lost_for_good)
 
     async def stop(self) -> None:
         """Stop everything, in order. Never raises; calling it again waits for the same stop.

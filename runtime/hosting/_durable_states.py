@@ -13,7 +13,14 @@ from ..._environment import Environment
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import describe, quoted
-from ...errors import ActorStopped, OutboxFull, SpaDatError, StateConflict, StateLost
+from ...errors import (
+    ActorStopped,
+    OutboxFull,
+    SpaDatError,
+    StateConflict,
+    StateLost,
+    StateNotWritten,
+)
 from ...transports import Bus, Delivery, Envelope, on_failure
 from ...transports._state_store import (
     Change,
@@ -261,7 +268,7 @@ class DurableStates:
                     if trim:
                         store.trim(self._now())
                 except Exception as error:  # noqa: BLE001 (each has to learn of it)
-                    numbers = error
+                    numbers = _as_not_written(error)
             return [_answer(store, one.ask) for one in questions], numbers
 
         answers, numbers = await self._in_thread(work)
@@ -327,7 +334,19 @@ def _answer(store: StateStore, question: Callable[[StateStore], Any]) -> Any:
     try:
         return question(store)
     except Exception as error:  # noqa: BLE001 (whoever asks has to learn of it)
+        return _as_not_written(error)
+
+
+def _as_not_written(error: Exception) -> Exception:
+    """Return what a store has raised, so that the message is tried again, whatever it is.
+
+    If it was written nevertheless that shows when the key is loaded again.
+    """
+    if isinstance(error, SpaDatError):
         return error
+    failed = StateNotWritten(f"the store of states has failed: {describe(error)}")
+    failed.__cause__ = error
+    return failed
 
 
 def _known(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from ._option_checks import LARGEST_WINDOW, MOST_HOT, check_count, check_seconds
+
+if TYPE_CHECKING:
+    from ...transports._state_store import StateStore
 
 __all__ = ["Durable"]
 
@@ -27,6 +30,10 @@ class Durable:
             one needs no change: fields that were added have defaults.
         ttl: seconds after its last change after which a state is deleted; None for never. From then
             on it is not seen any more.
+        store: opens what keeps the states, in place of a file: a callable that gets the name of the
+            application and its instance (``fleet.0``), by which it knows whose they are, and
+            returns a `spa_dat.states.StateStore`. It is called at each start, in the thread that
+            uses the store. All durable actors of an application give the same one.
         hot: as the option of the actor: the most keys whose states are in memory.
         idle: as the option of the actor: seconds without a message after which a state is in memory
             no longer.
@@ -38,6 +45,7 @@ class Durable:
     version: int = 1
     upgrade: Mapping[int, Callable[[Any], Any]] = field(default_factory=dict)
     ttl: float | None = None
+    store: Callable[[str], StateStore] | None = None
     hot: int | None = None
     idle: float | None = None
 
@@ -61,6 +69,11 @@ class Durable:
                     f"{name}: {quoted(function)} cannot be called: give a function that takes a"
                     f" state of version {version} and returns one of version {version + 1}"
                 )
+        if self.store is not None and not callable(self.store):
+            raise ConfigurationError(
+                f"{owner}: Durable(store={quoted(self.store)}): give a callable that gets a name"
+                " and returns a StateStore, which it opens: a class, a function or a partial"
+            )
         if self.ttl is not None:
             check_seconds(owner, "Durable(ttl)", self.ttl)
         if self.hot is not None:

@@ -55,6 +55,11 @@ def check_durable(owner: str, options: ActorOptions) -> None:
         "deliver": options.deliver == ("all" if moves else "share"),
         "rewind_to": moves and options.rewind_to is not None,
     }
+    if provider is not None and moves and kept.store is not None:
+        raise ConfigurationError(
+            f"{owner}: Durable(store=...) has no use on the bus at {provider.address}, which keeps"
+            " the states itself, so that they move with its partitions: leave it out"
+        )
     if provider is not None and moves and kept.ttl is not None:
         raise ConfigurationError(
             f"{owner}: Durable(ttl={kept.ttl!r}) is not possible yet on the bus at"

@@ -2,8 +2,8 @@
 
 The package has four parts: ``actors`` knows nothing of brokers, ``transports`` nothing of actors,
 ``runtime`` joins them, and ``harness`` tests applications. The names in this module are the public
-interface, together with those in ``spa_dat.errors``, ``spa_dat.transports``, ``spa_dat.testing``
-and ``spa_dat.recording``.
+interface, together with those in ``spa_dat.errors``, ``spa_dat.states``, ``spa_dat.testing``,
+``spa_dat.transports`` and ``spa_dat.recording``.
 """
 
 from __future__ import annotations

@@ -183,7 +183,9 @@ def test_the_spans_of_the_example_are_one_trace(tmp_path: Path) -> None:
 
 def test_every_example_is_tested() -> None:
     # Those that are embedded have tests of their own, in test_embedding_examples.py.
-    names = [*EXPECTED, "testing", "tracing", "fastapi_app", "aiohttp_app", "notebook"]
+    embedded = ["fastapi_app", "aiohttp_app", "notebook"]
+    # That with a database has one in tests/whole.
+    names = [*EXPECTED, "testing", "tracing", "postgres_states", *embedded]
     paths = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]
     assert sorted(path.stem for path in paths) == sorted(names)
 

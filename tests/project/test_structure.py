@@ -333,6 +333,7 @@ _PUBLIC = (
     "spa_dat.errors",
     "spa_dat.recording",
     "spa_dat.runtime",
+    "spa_dat.states",
     "spa_dat.testing",
     "spa_dat.testing.conformance",
     "spa_dat.transports",

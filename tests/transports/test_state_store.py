@@ -5,7 +5,9 @@ from __future__ import annotations
 import resource
 import sqlite3
 import tracemalloc
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from spa_dat.transports._state_store import (
     StateStore,
     identity_of,
 )
+from support.postgres import Postgres, postgres_states
 
 OUTPUT = Envelope(topic="out", payload=b"o", id="o1", headers={"a": "b"}, expiry=3.0)
 
@@ -46,19 +49,27 @@ def values(store: StateStore, *keys: str, actor: str = "a") -> dict[str, bytes]:
     return {key: stored.value for key, stored in store.load(actor, keys).items()}
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], StateStore]:
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.repository)])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], StateStore]]:
     """Return what opens the same store again."""
     memory = MemoryStates()
     opened: list[StateStore] = []
+    makes: Callable[[], StateStore] = lambda: memory  # noqa: E731
+    if request.param == "sqlite":
+        makes = partial(SqliteStates, tmp_path / "states")
+    elif request.param == "postgres":
+        address = request.getfixturevalue("postgres").address
+        makes = partial(postgres_states(), address, uuid.uuid4().hex)
 
     def again() -> StateStore:
         if opened:
             opened.pop().close()
-        opened.append(memory if request.param == "memory" else SqliteStates(tmp_path / "states"))
+        opened.append(makes())
         return opened[-1]
 
-    return again
+    yield again
+    for store in opened:
+        store.close()
 
 
 def test_what_was_committed_is_there_again(reopen: Callable[[], StateStore]) -> None:
@@ -76,7 +87,7 @@ def test_what_was_committed_is_there_again(reopen: Callable[[], StateStore]) -> 
     assert isinstance(found, Handled)
     assert (found.number, found.outputs) == (first, (OUTPUT,))
     assert [one.number for one in store.unsent()] == [first, second]
-    (third,) = commit(store, change(3, value=None), sent=[first])
+    (third,) = commit(store, change(3, value=None, revision=first), sent=[first])
     store = reopen()
     assert [one.number for one in store.unsent()] == [second, third]
     found = store.find(message)
@@ -139,6 +150,23 @@ def test_what_tells_messages_with_one_id_apart(field: str, value: Any) -> None:
     assert identity_of("a", "k", message) != identity_of("a", "l\ud800", message)
 
 
+@pytest.mark.repository
+def test_a_database_that_others_may_write_compares_all_revisions(postgres: Postgres) -> None:
+    store, owner = postgres_states(), uuid.uuid4().hex
+    one, two = store(postgres.address, owner), store(postgres.address, owner)
+    (first,) = commit(one, change(1))
+    assert two.load("a", ["k"])["k"].revision == first
+    assert two.commit([change(2, revision=0, value=None)], ()) == [None]
+    assert two.commit([change(2, revision=0, value=b"")], ()) == [None]
+    assert two.commit([change(2, revision=0)], ()) == [None]
+    commit(two, change(2, revision=first, value=None))
+    stranger = store(postgres.address, owner + "x")
+    assert values(stranger, "k") == {}
+    commit(stranger, change(1))
+    for each in (one, two, stranger):
+        each.close()
+
+
 def test_keys_are_told_in_the_order_in_which_they_are_to_be_woken(
     reopen: Callable[[], StateStore],
 ) -> None:
@@ -178,11 +206,11 @@ def test_ids_that_were_used_for_other_messages_are_told(
 def test_only_acknowledged_messages_are_forgotten(reopen: Callable[[], StateStore]) -> None:
     store = reopen()
     late = SECONDS_HANDLED + 1
-    first, second, _, _ = commit(
+    first, second, third, fourth = commit(
         store, *(change(n, key=str(n), at=0.0 if n < 4 else late) for n in range(1, 5))
     )
     store.commit((), [second], [first])
-    assert [one.number for one in store.unsent()] == [3, 4]
+    assert [one.number for one in store.unsent()] == [third, fourth]
     store.trim(late)
     store = reopen()
     for number, known in ((1, False), (2, True), (3, True), (4, True)):

@@ -308,6 +308,10 @@ class Recent:
             {"durable": Durable(upgrade=str)},  # type: ignore[arg-type]
             "give functions by the versions",
         ),
+        (
+            {"durable": Durable(store=SqliteStates), "socket_provider": "kafka://localhost"},  # type: ignore[arg-type]
+            r"Durable\(store=...\) has no use on the bus at kafka",
+        ),
         ({"durable": Durable(ttl=0)}, r"Durable\(ttl\)=0"),
         ({"durable": Durable(hot=0)}, r"Durable\(hot\)=0"),
         ({"durable": Durable(idle=-1)}, r"Durable\(idle\)=-1"),
