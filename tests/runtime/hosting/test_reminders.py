@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from spa_dat import (
 from spa_dat.errors import ConfigurationError, RemoteError
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.hosting._durable_lane import DurableLane
+from spa_dat.runtime.messaging._stored_letter import LetterFilter
 from spa_dat.testing import Faults, Harness
 from support.waiting import eventually
 
@@ -486,3 +488,33 @@ def test_handlers_that_cannot_be_are_refused_at_registration() -> None:
         on_reminder()
     with pytest.raises(ConfigurationError, match="takes the names of reminders"):
         on_reminder(work)  # type: ignore[arg-type]
+
+
+async def test_a_dead_letter_of_a_reminder_can_be_replayed(tmp_path: Path) -> None:
+    app = DistributedApplication("memory://", name="app", state_folder=str(tmp_path))
+    well = asyncio.Event()
+    got: list[Any] = []
+
+    @app.application(
+        "work/{key}", per="key", state=Count, durable=True, retry=RetryPolicy(attempts=1)
+    )
+    async def work(context: Context) -> int:
+        context.remind("late", 7, at=0)
+        return 1
+
+    @app.on_reminder("work", "late")
+    async def late(number: int, key: str, state: Count) -> None:
+        if not well.is_set():
+            raise ValueError("a bad day")
+        state.n += number
+        got.append(key)
+
+    async with app:
+        await app.socket().request("work/a", reply=int)
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+        letters = runs_of(app).current.dead_letters  # type: ignore[union-attr]
+        (name,) = [letter.name async for _, letter in letters.stored(LetterFilter())]
+        well.set()
+        assert (await letters.replay(name)).outcome == "handled"
+        assert got == ["a"]
+        assert await app.peek("work", "a") == Count(7)
