@@ -21,7 +21,7 @@ from ._unit_tracker import RefusedOutcomes, UnitTracker
 
 __all__ = ["Units"]
 
-_UNKNOWN_AFTER = 5.0
+_FOUND_WITHIN = 5.0
 
 
 class Units:
@@ -106,7 +106,7 @@ class Units:
         client = client_of(consumer)
         count = len(client.cluster.partitions_for_topic(topic) or ())
         topics.will_have(name, count)
-        await topics.ensure([name], _UNKNOWN_AFTER)
+        await topics.ensure([name], _FOUND_WITHIN)
         ((_, _, _, partitions),) = await find_topics(client, [name])
         if len(partitions) != count:
             raise ConfigurationError(
