@@ -271,6 +271,8 @@ class ActorRunner:
 
     def request_stop(self) -> None:
         """Stop the actor with all its lanes. Works from any thread; see `Context.stop`."""
+        if self._loop.is_closed():
+            return
         if self.calls is not None:
             self._loop.call_soon_threadsafe(self.calls.make_no_more)
             return

@@ -397,7 +397,8 @@ class KeyedHost:
         self.mailbox.close()
         if self._leaving:
             count = len(self._leaving)
-            reason = f"on_passivate of actor {self.actor_name!r} was not called for {count:,} keys"
+            keys = "a key" if count == 1 else f"{count:,} keys"
+            reason = f"on_passivate of actor {self.actor_name!r} was not called for {keys}"
             self._runner.run.given_up.add(f"{reason}, or cut off")
         return self.mailbox.extract(lambda item: isinstance(item, Delivery))
 

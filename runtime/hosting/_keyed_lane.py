@@ -414,6 +414,7 @@ class KeyedLane(Lane):
         self, cell: KeyCell, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> ScheduledCall:
         """Schedule a call in a key, as `Context.later` does."""
+        self.refuse_after_end()
         # Code in the thread, and what it has left behind on the loop, may come at the same time.
         with self.host.making_timers:
             timers = cell.timers

@@ -14,7 +14,7 @@ from ..._limited_log import LimitedLog
 from ..._logs import ACTOR_LOG, OWN, ActorLog, get_logger, origin_of
 from ..._texts import reason_of
 from ...actors import Actor, ActorRef, RestartPolicy
-from ...errors import ConfigurationError
+from ...errors import ActorStopped, ConfigurationError
 from ...transports import Delivery, Envelope
 from ..handling._argument_values import ProducerScope
 from ..handling._failures_and_retries import Pauses
@@ -103,6 +103,7 @@ class Lane:
         self.tallies = Tallies()
         self._loop = asyncio.get_running_loop()
         self._is_cut_off = False
+        self._has_ended = False
         self._reply_topics = options.reply_filters
         self.pauses = self._make_pauses()
         self.work_source = self._make_work_source()
@@ -253,6 +254,7 @@ class Lane:
                 self._thread.tell_left_open(self._run.given_up)
             self._run.given_up.running_on(f"actor {self.name!r}", self._caller.running_on)
             self.log.flush()
+            self._has_ended = True
 
     def _cut_off(self) -> None:
         if self._is_cut_off:
@@ -454,7 +456,16 @@ class Lane:
         self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> ScheduledCall:
         """See `Context.later`."""
+        self.refuse_after_end()
         return self.timers.schedule(delay, function, args)
+
+    def refuse_after_end(self) -> None:
+        """Raise ActorStopped if nothing would make a call that is scheduled now."""
+        if self._has_ended or self._loop.is_closed():
+            raise ActorStopped(
+                f"actor {self.actor_name!r} has ended, so it makes no calls any more; use the"
+                " context only while the application is running"
+            )
 
     def delete(self) -> None:
         """See `Context.delete`: refused, as only durable keys have something to delete."""

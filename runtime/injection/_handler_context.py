@@ -143,7 +143,7 @@ class Context:
         Raises:
             ConfigurationError: the delay is not a number of seconds, 0 or more, or the function
                 cannot be called.
-            ActorStopped: as for `state`.
+            ActorStopped: as for `state`; also when the actor has ended.
         """
         self._check_generation()
         if not is_number(delay) or not 0 <= delay < float("inf"):

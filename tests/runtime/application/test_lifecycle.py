@@ -898,3 +898,33 @@ async def test_a_run_that_could_not_start_is_stopped_for_good(app: DistributedAp
     run.abandon()
     assert state(app) is RunState.STOPPED
     assert isinstance(run.reason.failure, SystemExit)
+
+
+@pytest.mark.parametrize("kind", ["async", "def", "keyed"])
+def test_a_context_that_has_outlived_its_actor_schedules_nothing_and_says_so(kind: str) -> None:
+    app = DistributedApplication("memory://", name="app")
+    kept: list[Context] = []
+
+    if kind == "def":
+
+        @app.application("work/{key}")
+        def in_thread(context: Context) -> None:
+            kept.append(context)
+    else:
+
+        @app.application("work/{key}", per="key" if kind == "keyed" else None)
+        async def on_loop(context: Context) -> None:
+            kept.append(context)
+
+    async def main() -> None:
+        async with app:
+            await app.socket().publish("work/a")
+            await eventually(lambda: kept)
+            kept[0].later(60, print)
+        with pytest.raises(ActorStopped, match="has ended"):
+            kept[0].later(1, print)
+
+    asyncio.run(main())
+    with pytest.raises(ActorStopped, match="has ended"):
+        kept[0].later(1, print)
+    kept[0].stop()  # it has stopped
