@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
+import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, copy_context
 from types import CoroutineType, FrameType, coroutine
@@ -36,6 +37,9 @@ __all__ = [
 
 _log = get_logger("spa_dat.actors")
 _MOST_SPARE_STEPS = 64
+_GROUPS = asyncio.TaskGroup.__module__
+# A task group that waits when one of its tasks fails does not take its cancellation back.
+_GROUPS_LEAVE_ONE = sys.version_info < (3, 13)
 _NOTHING: Any = object()
 DONE: Any = object()
 """What ``next(coroutine.__await__(), DONE)`` returns if the coroutine ends in its first step, and
@@ -80,13 +84,23 @@ class TaskGuard:
         cleared: called for each cancellation that was undone or ignored.
     """
 
-    __slots__ = ("_cleared", "_owner", "_process", "_told", "end", "interrupted", "task")
+    __slots__ = (
+        "_by_groups",
+        "_cleared",
+        "_owner",
+        "_process",
+        "_told",
+        "end",
+        "interrupted",
+        "task",
+    )
 
     def __init__(self, owner: Named, task: asyncio.Task[None], cleared: Callable[[], None]) -> None:
         self._owner = owner
         self._cleared = cleared
         self._process = os.getpid()
         self._told = False
+        self._by_groups = 0
         self.end: End | None = None
         self.interrupted = False
         self.task = task
@@ -115,10 +129,11 @@ class TaskGuard:
         self.stay_in_process()
         self.interrupted = False
         task = self.task
-        left = False
+        left, by_groups = 0, self._by_groups
+        self._by_groups = 0
         while self.end is None and task.cancelling():
             task.uncancel()
-            left = True
+            left += 1
         try:
             # A cancellation that was requested while the code ran, but not delivered yet, arrives
             # here.
@@ -126,8 +141,8 @@ class TaskGuard:
         except asyncio.CancelledError:
             if self.end is not None:
                 raise
-            left = True
-        if left:
+            left += 1
+        if left > by_groups:
             self._count()
 
     def stay_in_process(self, error: BaseException | None = None) -> None:
@@ -141,6 +156,8 @@ class TaskGuard:
             self.end = self.end or End.OUTSIDE
         elif frame.active and frame.owner is self._owner:
             self.interrupted = True
+            if _GROUPS_LEAVE_ONE and sys._getframe(1).f_globals.get("__name__") == _GROUPS:
+                self._by_groups += 1
         else:
             self._count()
             return False

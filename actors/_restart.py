@@ -50,7 +50,7 @@ class RestartPolicy:
         for name in ("intensity", "period", "backoff_min", "backoff_max"):
             value = getattr(self, name)
             # Of NaN nothing is true, also not that it is negative.
-            if not 0 <= value < math.inf:
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ConfigurationError(
                     f"RestartPolicy({name}={value!r}): give a finite number, 0 or more"
                 )

@@ -64,8 +64,11 @@ class SocketProviderFactory:
             return MqttProvider(config)
         if isinstance(config, KafkaConfig):
             return KafkaProvider(config)
+        what = type(config).__name__
+        if isinstance(config, type):
+            what = f"the class {config.__name__} (without parentheses and options)"
         raise ConfigurationError(
-            f"{type(config).__name__} is not a configuration of a bus:"
+            f"{what} is not a configuration of a bus:"
             " give a MemoryConfig, an MqttConfig or a KafkaConfig"
         )
 
@@ -191,7 +194,9 @@ def effective_config(
         return _effective(kind, address, options, [from_url, _of_environment(kind, name)], name)
     if scheme not in _DOCUMENTS:
         valid = {*_READERS, "file", "https"}
-        raise ConfigurationError(f"scheme {scheme!r} is not known: {nearest(scheme, valid)}")
+        ours = _NAMES_OF_OTHERS.get(scheme)
+        hint = nearest(scheme, valid) if ours is None else f"for MQTT write {ours}://"
+        raise ConfigurationError(f"scheme {scheme!r} is not known: {hint}")
     if scheme == "http" and not (allow_http or _is_http_allowed()):
         raise ConfigurationError(
             "scheme 'http' is not allowed for a configuration document, which anybody in between"
@@ -390,3 +395,6 @@ _READERS: Mapping[str, Callable[[BusUrl], tuple[type[Config], dict[str, object]]
     "wss": _mqtt,
 }
 """By scheme: from a URL to the kind of bus, and to what stands in front of the options."""
+
+_NAMES_OF_OTHERS = {"tcp": "mqtt", "ssl": "mqtts", "tls": "mqtts"}
+"""What other MQTT clients call a scheme, and what it is called here."""

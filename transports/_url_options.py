@@ -118,6 +118,7 @@ def scheme_of(url: str) -> str:
             "the address of a bus is a URL such as 'memory://' or 'mqtt://host:1883', and that of a"
             " configuration document one such as 'file:///etc/plant.toml'"
             + ("; this one has no scheme before '://'" if "://" not in url else "")
+            + ("; this one has blanks around it" if url != url.strip() else "")
             + _hint_at_file(url)
         )
     return match["scheme"].lower()

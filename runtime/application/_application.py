@@ -26,6 +26,7 @@ from ..options._resources import Resource
 from ..registration._registry import ProviderLike, Registry
 from ..registration._specs import Spec
 from ..registration._typed_handlers import FunctionDecorator, Topics
+from ._forgotten_starts import tell_if_never_started
 from ._lifecycle import Run
 from ._runs import Runs
 from ._stopping import shielded_from_scopes
@@ -156,9 +157,10 @@ class DistributedApplication:
             exporters=exporters,
             measurements=_measurements_for(exporters, admin_address),
             outbox=_outbox(outbox, identity),
-            state_folder=None if state_folder is None else os.fspath(state_folder),
+            state_folder=None if state_folder is None else _folder(state_folder),
         )
         self._runs = Runs(self._registry, settings)
+        tell_if_never_started(self, self._runs)
         self._background: Background | None = None
 
     def __reduce__(self) -> Never:
@@ -684,6 +686,12 @@ def _outbox(given: object, identity: Identity) -> OutboxFile | None:
             " restart: give name="
         )
     return options
+
+
+def _folder(given: object) -> str:
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigurationError(f"state_folder={given!r:.200}: give the path of a folder")
+    return str(os.fspath(given))
 
 
 def runs_of(application: DistributedApplication) -> Runs:

@@ -84,6 +84,11 @@ def run_until_stopped(
             ' `if __name__ == "__main__":` above it'
         )
     _refuse_wrong_place()
+    for application in applications:
+        if not isinstance(application, DistributedApplication):
+            raise ConfigurationError(
+                f"run({application!r:.200}): give applications, each as an argument of its own"
+            )
     signals = Signals(
         sum(runs_of(application).settings.stop_timeout for application in applications)
     )

@@ -151,7 +151,13 @@ class Analysis:
             self._take_payload(required[0])
         elif required:
             names = ", ".join(repr(p.name) for p in required)
-            raise self._error(f"nothing to pass to {names}")
+            of_class = ""
+            if required[0].name == "self":
+                of_class = (
+                    "; decorate methods with @on(...), in a class that is derived from Actor, and"
+                    " register that with add(...)"
+                )
+            raise self._error(f"nothing to pass to {names}{of_class}")
         extra_captures = self._fill_rest() if self._signature.takes_anything else ()
         raw = self._message_type is bytes and self._payload_type not in (MISSING, bytes)
         for name in self._message_names:
@@ -300,6 +306,8 @@ class Analysis:
         )
         open_names = {name.lower(): name for name in known if name not in given}
         for parameter in required:
+            if self._available.batch and parameter.name == "payloads":
+                continue
             near = difflib.get_close_matches(
                 parameter.name.lower(), list(open_names), n=1, cutoff=_SIMILAR
             )

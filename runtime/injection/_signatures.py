@@ -155,7 +155,12 @@ def _check_kind(name: str, parameter: inspect.Parameter) -> None:
 
 def _layers(function: Any) -> Iterator[Any]:
     """Yield the callable, and what it wraps, down to the function as written."""
-    if isinstance(function, type) or not callable(function):
+    if isinstance(function, type):
+        raise ConfigurationError(
+            f"{function!r} cannot be a handler; give a function, or register a class that is"
+            f" derived from Actor with add({function.__name__}, ...)"
+        )
+    if not callable(function):
         raise ConfigurationError(f"{function!r} cannot be a handler; give a function")
     while True:
         yield function

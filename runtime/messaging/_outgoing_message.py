@@ -229,8 +229,11 @@ class MessageBuilder:
                 "message_builder(topic=None): give a topic; message.response_topic is None when"
                 " the message is not a request"
             )
+        headers = options.get("headers") or NO_HEADERS
+        if not isinstance(headers, Mapping):
+            raise ConfigurationError(f"headers={quoted(headers)}: give a dict of names and values")
         # A copy: the caller may change them before the message is sent.
-        options["headers"] = dict(options.get("headers") or NO_HEADERS)
+        options["headers"] = dict(headers)
         message = message_meant("message_builder", topic, payload, options)
         if response_topic is None:
             return message

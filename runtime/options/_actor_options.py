@@ -19,6 +19,7 @@ from ._option_checks import (
     check_batch,
     check_concurrency,
     check_count,
+    check_lanes,
     check_name,
     check_per,
     check_placement,
@@ -242,6 +243,8 @@ class ActorOptions:
         check_placement(owner, self.placement, self.processes)
         check_per(owner, self.per, self._not_with_per(), self.state, self.hot, self.idle)
         self._check_what_lasts(owner)
+        if self.concurrency is not None:
+            check_lanes(owner, self.concurrency)
         lanes = max(self.places, self.processes)
         check_concurrency(owner, self.places, self.key, self.overflow, self.state, lanes)
         check_batch(owner, self.batch, self.window)

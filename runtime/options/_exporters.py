@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, get_args
 
 from ...errors import ConfigurationError
@@ -27,6 +27,10 @@ def exporters_given(given: str | Sequence[str] | None) -> tuple[Exporter, ...]:
     whose = "metrics="
     if given is None:
         whose, given = f"{_EXPORTERS}=", os.environ.get(_EXPORTERS, "").split(",")
+    if not isinstance(given, Iterable):
+        raise ConfigurationError(
+            f"metrics={given!r:.200}: give {' or '.join(map(repr, _NAMES))}, or a list of both"
+        )
     names = [given] if isinstance(given, str) else list(given)
     wanted = [name.strip() if isinstance(name, str) else name for name in names]
     wanted = [name for name in wanted if name != ""]

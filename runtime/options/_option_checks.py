@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from ..._logs import get_logger
 from ..._moments import YEAR_1970, ZONE_MISSING, parse_moment
 from ..._texts import quoted
 from ...actors import Overflow
@@ -23,6 +24,7 @@ __all__ = [
     "check_batch",
     "check_concurrency",
     "check_count",
+    "check_lanes",
     "check_name",
     "check_per",
     "check_placement",
@@ -41,6 +43,8 @@ LARGEST_WINDOW_BYTES = 2**40
 _MOST_LANES = 1000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _MOST_PROCESSES = 256
+_FOREIGN_WILDCARD = re.compile(r"\*{1,2}|>|:\w+|<\w+>|.+\.(\*{1,2}|>)")
+_log = get_logger("spa_dat")
 MOST_HOT = 1_000_000_000
 """What `hot` may be at the most."""
 
@@ -67,10 +71,18 @@ def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False
         raise ConfigurationError(f"{owner}: {option}={quoted(seconds)}: give seconds, {least}")
 
 
+def check_lanes(owner: str, concurrency: int) -> None:
+    """Raise ConfigurationError for an impossible number of lanes."""
+    if not _is_count(concurrency, _MOST_LANES):
+        raise ConfigurationError(
+            f"{owner}: concurrency={concurrency!r}: give a whole number from 1 to {_MOST_LANES}"
+        )
+
+
 def check_concurrency(
     owner: str, concurrency: int, key: str | None, overflow: Overflow, state: Any, lanes: int
 ) -> None:
-    """Raise ConfigurationError for an impossible number of lanes, or a key without a use.
+    """Raise ConfigurationError for lanes with one value as their state, or a key without a use.
 
     Args:
         owner: in words.
@@ -80,10 +92,6 @@ def check_concurrency(
         state: the option.
         lanes: how many messages are handled at a time at least, in other processes too.
     """
-    if not _is_count(concurrency, _MOST_LANES):
-        raise ConfigurationError(
-            f"{owner}: concurrency={concurrency!r}: give a whole number from 1 to {_MOST_LANES}"
-        )
     if key is not None and lanes == 1 and overflow is not Overflow.LATEST_BY_KEY:
         raise ConfigurationError(
             f"{owner}: key={key!r} has no effect: it goes with concurrency=n or processes=n, n more"
@@ -241,6 +249,7 @@ def check_name(what: str, name: str) -> str:
     if not isinstance(name, str) or not _NAME.match(name):
         raise ConfigurationError(
             f"{what} {name!r}: use 1 to 64 of the characters A-Z, a-z, 0-9, _ and -"
+            + ("; give it one with name=" if name == "<lambda>" else "")
         )
     return name
 
@@ -263,6 +272,15 @@ def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter,
                 f"{owner}: topic {text!r} is {type(text).__name__}; give a str"
             )
         filter_ = TopicFilter.parse(text)
+        for level in text.split("/"):
+            if _FOREIGN_WILDCARD.fullmatch(level):
+                _log.warning(
+                    "%s: filter %s: %s is no wildcard, and matches only itself: '+' matches one"
+                    " level, {name} one that the handler gets, and '#' all levels below",
+                    owner,
+                    quoted(text),
+                    quoted(level),
+                )
         earlier = parsed.setdefault(filter_.pattern, filter_)
         if earlier is not filter_:
             raise ConfigurationError(

@@ -53,11 +53,13 @@ def is_enterable(value: object) -> bool:
 
 def check_resources(owner: str, resources: Mapping[str, Resource]) -> None:
     """Raise ConfigurationError for a resource that can neither be entered nor called."""
+    if not isinstance(resources, Mapping):
+        raise ConfigurationError(
+            f"{owner}: ressources={resources!r:.200}: give a dict, from the name of a parameter to"
+            " a context manager, or to a callable that returns one"
+        )
     for name, resource in resources.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ConfigurationError(
-                f"{owner}: resource name {name!r} cannot be a parameter name; use an identifier"
-            )
+        check_name_of_resource(owner, name)
         if not is_enterable(resource) and not callable(resource):
             raise ConfigurationError(
                 f"{owner}: resource {name!r} is {type(resource).__name__}; give a context manager,"
@@ -70,6 +72,14 @@ def check_resources(owner: str, resources: Mapping[str, Resource]) -> None:
                 f"{owner}: resource {name!r} is a function with `yield`, and no context manager:"
                 f" decorate it with @contextlib.{decorator}"
             )
+
+
+def check_name_of_resource(owner: str, name: object) -> None:
+    """Raise ConfigurationError for a name that no parameter can have."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ConfigurationError(
+            f"{owner}: resource name {name!r} cannot be a parameter name; use an identifier"
+        )
 
 
 def opens_in_thread(resource: Resource) -> bool:
@@ -124,7 +134,13 @@ def manager_of(resource: Resource) -> Any:
         )
     manager: Any = resource if is_enterable(resource) else resource()  # type: ignore[operator]
     if not is_enterable(manager):
-        raise TypeError(f"the callable returned {type(manager).__name__}, not a context manager")
+        if inspect.iscoroutine(manager):
+            manager.close()
+        what = type(manager).__name__
+        raise TypeError(
+            f"the callable returned {what}, not a context manager: give a function that yields it,"
+            " decorated with @contextlib.contextmanager or @contextlib.asynccontextmanager"
+        )
     return manager
 
 

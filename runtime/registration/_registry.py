@@ -15,7 +15,7 @@ from ..injection._parameter_rules import Available
 from ..options._actor_options import ActorOptions, merge_options
 from ..options._custom_codecs import Codec, check_codec
 from ..options._option_checks import check_name
-from ..options._resources import Resource, check_resources
+from ..options._resources import Resource, check_name_of_resource, check_resources
 from ..options._state_factory import refuse_shared_state
 from ._specs import Kind, Spec
 from ._specs_from_code import check_arguments, class_spec, function_spec
@@ -88,7 +88,9 @@ class Registry:
         given = dict(options)
         provider = given["socket_provider"]
         given["socket_provider"] = self.provider if provider is None else as_provider(provider)
-        given["ressources"] = dict(given["ressources"])
+        ressources = given["ressources"]
+        # What is no mapping gets its error when all options are checked.
+        given["ressources"] = dict(ressources) if isinstance(ressources, Mapping) else ressources
         if given.get("codec") is None:
             given["codec"] = self._codec
         unused = () if kind == "producer" else ("every",)
@@ -182,6 +184,7 @@ class Registry:
 
     def add_resource(self, name: str, resource: Resource) -> None:
         """Register a resource that actors share, or in an interactive session a new version."""
+        check_name_of_resource("application", name)
         check_resources("application", {name: resource})
         Available(resources=(name,)).check("application")
         earlier = self.resources.get(name)

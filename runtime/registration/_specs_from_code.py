@@ -195,6 +195,10 @@ def check_arguments(
             f"add() creates the actor itself: give the class and its arguments, add({name}, ...),"
             " not an instance"
         )
+    if not callable(cls):
+        raise ConfigurationError(
+            f"add({cls!r:.200}): give a class that is derived from Actor, and its arguments"
+        )
     try:
         signature = inspect.signature(cls)
     except (TypeError, ValueError):

@@ -675,6 +675,10 @@ async def test_timeouts_and_task_groups_work_in_a_handler() -> None:
         with pytest.raises(ExceptionGroup):
             await _fail_in_a_group()
         assert task.cancelling() == 0
+        with pytest.raises(ExceptionGroup):
+            # Before Python 3.13 this leaves a cancellation behind, which is nobody's mistake here.
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_fail())
         seen.append(number)
 
     async with app:

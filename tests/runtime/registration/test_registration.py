@@ -18,11 +18,14 @@ from spa_dat import (
     DistributedApplication,
     MemoryConfig,
     Message,
+    MessageBuilder,
+    RestartPolicy,
     RetryPolicy,
     Socket,
     SocketProviderFactory,
     SyncSocket,
     on,
+    run,
 )
 from spa_dat.errors import ConfigurationError
 from spa_dat.runtime.application._application import runs_of
@@ -84,6 +87,7 @@ def test_a_provider_a_config_and_a_url_are_accepted_where_a_provider_is(
         ("memory://x?window=many", ["window", "many"]),
         ("just-a-name", ["URL", "memory://"]),
         (5, ["int", "MemoryConfig"]),
+        (MemoryConfig, ["class MemoryConfig", "without parentheses"]),
     ],
 )
 def test_an_address_that_can_not_be_is_refused_at_once(bus: Any, words: list[str]) -> None:
@@ -202,6 +206,22 @@ def reserved_shared_resource(app: DistributedApplication) -> None:
     app.resource("state", open)  # type: ignore[arg-type]
 
 
+def method(app: DistributedApplication) -> None:
+    class Boiler:
+        @app.application("a")
+        async def measured(self, payload: str, celsius: float) -> None: ...
+
+
+def class_as_handler(app: DistributedApplication) -> None:
+    @app.application("a")
+    class Boiler(Actor):
+        async def on_message(self, payload: str) -> None: ...
+
+
+def without_a_name(app: DistributedApplication) -> None:
+    app.application("a")(lambda payload: print(payload))
+
+
 def async_with_sync_socket(app: DistributedApplication) -> None:
     @app.application("a")
     async def handler(payload: str, bus: SyncSocket) -> None: ...
@@ -236,6 +256,9 @@ def thread_method_with_async_socket(app: DistributedApplication) -> None:
         (resource_like_capture, ["'machine'", "resource", "capture"]),
         (reserved_resource, ["'socket'", "reserved"]),
         (reserved_shared_resource, ["'state'", "reserved"]),
+        (method, ["'self'", "@on(...)", "add(...)"]),
+        (class_as_handler, ["Boiler", "add(Boiler, ...)"]),
+        (without_a_name, ["<lambda>", "name="]),
         (async_with_sync_socket, ["'bus'", "SyncSocket", "use Socket"]),
         (thread_with_async_socket, ["'bus'", "use SyncSocket"]),
         (thread_method_with_async_socket, ["'bus'", "use SyncSocket"]),
@@ -281,6 +304,19 @@ def test_invalid_filters_are_refused_when_they_are_registered(
         async def handler(payload: str) -> None: ...
 
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("level", ["*", "**", ">", "plant.*", "plant.>", ":machine", "<machine>"])
+def test_wildcards_of_others_are_told_of_because_they_match_only_themselves(
+    app: DistributedApplication, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for topic in (f"plant/{level}", "plant/a*b/a.b/+/{machine}/#"):
+
+        @app.application(topic, replace=True)
+        async def handler(payload: str, machine: str = "") -> None: ...
+
+    (record,) = caplog.records
+    assert f"filter 'plant/{level}': '{level}' is no wildcard" in record.getMessage()
 
 
 def test_a_bare_decorator_is_refused_instead_of_registering_nothing(
@@ -782,3 +818,72 @@ def test_an_actor_is_removed_by_name_or_by_registration(app: DistributedApplicat
     app.remove(spec)
     assert runs_of(app).specs == []
     app.application("a")(handler)
+
+
+@pytest.mark.parametrize("value", ["4", 4, None, (1,), object()])
+@pytest.mark.parametrize("option", ["ressources", "concurrency"])
+def test_options_of_another_kind_are_refused_by_name(
+    app: DistributedApplication, option: str, value: Any
+) -> None:
+    if (option, value) in (("concurrency", 4), ("concurrency", None)):
+        return
+
+    class Boiler(Actor):
+        @on("a")
+        async def measured(self, payload: str) -> None: ...
+
+    def function(payload: str) -> None: ...
+
+    def by_attribute() -> None:
+        setattr(Boiler, option, value)
+        app.add(Boiler)
+
+    added = app.add(Boiler)
+    for register in (
+        lambda: app.application("a", **{option: value})(function),
+        lambda: app.configure(added, **{option: value}),
+        by_attribute,
+    ):
+        if register is by_attribute and value is None:
+            continue
+        with pytest.raises(ConfigurationError, match=f"{option}=.*: give "):
+            register()
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (DistributedApplication, {"metrics": 5}, ["metrics=5", "prometheus"]),
+        (DistributedApplication, {"state_folder": 5}, ["state_folder=5", "a folder"]),
+        (RestartPolicy, {"period": "4"}, ["period='4'", "a finite number"]),
+        (MessageBuilder(), {"topic": "a", "headers": "4"}, ["headers", "4", "a dict"]),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_by_name(
+    make: Any, options: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make(**options)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_what_is_no_class_and_no_name_is_refused(app: DistributedApplication) -> None:
+    with pytest.raises(ConfigurationError, match=r"add\(5\): give a class"):
+        app.add(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"resource name \[\].*an identifier"):
+        app.resource([], open)  # type: ignore[arg-type]
+
+
+def test_what_is_no_application_is_not_run() -> None:
+    with pytest.raises(ConfigurationError, match=r"run\(5\).*: give applications"):
+        run(5)  # type: ignore[arg-type]
+
+
+def test_the_payloads_of_a_batch_may_be_called_so(app: DistributedApplication) -> None:
+    @app.application("a", batch=(2, 1))
+    async def store(payloads: list[str]) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="did you mean 'payload'"):
+
+        @app.application("b")
+        async def misspelt(payloads: list[str]) -> None: ...

@@ -198,6 +198,23 @@ def test_resources_are_open_from_before_the_first_message_until_after_the_last(
     ]
 
 
+async def test_what_is_no_resource_is_refused_with_what_would_be_one(
+    app: DistributedApplication,
+) -> None:
+    async def open_it() -> int:
+        return 1
+
+    for given, kind in ((open_it, "coroutine"), (dict, "dict")):
+
+        @app.application("a", ressources={"it": given}, replace=True)  # type: ignore[dict-item]
+        async def handler(payload: str, it: object) -> None: ...
+
+        with pytest.raises(
+            ConfigurationError, match=f"returned {kind}.*@contextlib.contextmanager"
+        ):
+            await app.start()
+
+
 async def test_when_a_resource_fails_to_open_the_others_are_left_in_reverse_order(
     app: DistributedApplication, events: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
