@@ -10,6 +10,7 @@ from ._access_rules import Right
 from ._cluster import MAX_BATCH, REFUSAL_DELAY, Cluster
 from ._errors import ErrorCode, RequestRefused
 from ._protocol_frames import REQUESTS, Request
+from ._topic_settings import checked_settings
 
 __all__ = ["TOPIC_REQUESTS"]
 
@@ -18,6 +19,7 @@ _NODE = 0
 _CLUSTER_ID = "simulated"
 _LATEST, _EARLIEST = -1, -2
 _NO_OFFSET = -1
+_DEFAULT = -1
 _TOMBSTONES = 86_400_000
 
 
@@ -130,24 +132,26 @@ def _delete_records(cluster: Cluster, request: Request, reply: _Reply) -> None:
 
 
 def _create_topics(cluster: Cluster, request: Request, reply: _Reply) -> None:
-    errors = []
-    for name, partitions, _, placed, configs in request.body.create_topic_requests:
-        settings = dict(configs)
-        most = int(settings.get("max.message.bytes", MAX_BATCH))
-        tombstones = None
-        if "compact" in settings.get("cleanup.policy", ""):
-            tombstones = int(settings.get("delete.retention.ms", _TOMBSTONES)) / 1000
-        count = len(placed) or partitions
-        make = partial(cluster.create_topic, name, count, max_batch=most, tombstones=tombstones)
-        errors.append(_done(name, partial(_make, cluster, request, name, make)))
+    errors = [
+        _done(wanted[0], partial(_make, cluster, request, wanted))
+        for wanted in request.body.create_topic_requests
+    ]
     reply(request.body.RESPONSE_TYPE(0, errors))
 
 
-def _make(cluster: Cluster, request: Request, name: str, make: Callable[[], None]) -> None:
-    if not request.body.validate_only:
-        make()
-    elif name in cluster.topics:
+def _make(cluster: Cluster, request: Request, wanted: tuple[Any, ...]) -> None:
+    name, partitions, replication, placed, configs = wanted
+    if name in cluster.topics:
         raise RequestRefused(ErrorCode.TOPIC_ALREADY_EXISTS)
+    if not placed and replication != _DEFAULT and replication < 1:
+        raise RequestRefused(ErrorCode.INVALID_REPLICATION_FACTOR)
+    settings = checked_settings(configs)
+    most = int(settings.get("max.message.bytes", MAX_BATCH))
+    tombstones = None
+    if "compact" in settings.get("cleanup.policy", ""):
+        tombstones = int(settings.get("delete.retention.ms", _TOMBSTONES)) / 1000
+    if not request.body.validate_only:
+        cluster.create_topic(name, len(placed) or partitions, max_batch=most, tombstones=tombstones)
 
 
 def _delete_topics(cluster: Cluster, request: Request, reply: _Reply) -> None:

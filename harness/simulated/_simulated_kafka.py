@@ -38,6 +38,8 @@ _SHARED = (
 )  # fmt: skip
 _PARTITIONS = 3
 _IDLE = 10.0
+# In seconds, as brokers have them by default.
+_SESSION_TIMEOUTS = 6.0, 1_800.0
 _TOLD_OTHERWISE = frozenset(("append", "create-topic"))
 # For a batch that a producer has sent again, and that is stored once.
 _WORDS = {"duplicate": "recognise"}
@@ -72,6 +74,7 @@ class SimulatedKafkaBus(HarnessBus):
                 self._end = begun.pop_all()
         self._host = _free_host(network)
         self.cluster = Cluster(loop, host=self._host, port=_PORT, on_event=self._on_event, now=now)
+        self.cluster.session_timeouts = _SESSION_TIMEOUTS
         self.cluster.on_append = self._on_append
         self.cluster.patience = self._patience
         self.cluster.marker_delay = lambda: MARKER_DELAY + world.dice.latency()

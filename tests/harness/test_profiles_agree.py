@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from spa_dat import DistributedApplication, Message, MessageBuilder, Socket
 from spa_dat.errors import ConfigurationError, DecodeError, MessageTooLarge
@@ -161,6 +162,73 @@ async def test_the_kafka_profile_takes_and_refuses_what_kafka_does(own_kafka: An
     profile = simulated("kafka", f"kafka://broker{options}", topics=False)
     kafka = await real(broker.url + options, profile, topics=False)
     assert differences(profile, kafka) == {}
+
+
+# What a broker says to new topics with these settings, partitions and replicas.
+NEW_TOPICS: dict[str, tuple[dict[str, str | None], int, int, int]] = {
+    "plain": ({}, 1, 1, 0),
+    "size": ({"max.message.bytes": " 7 "}, 1, 1, 0),
+    "two policies": ({"cleanup.policy": "compact, delete"}, 1, 1, 0),
+    "unknown": ({"no.such": "1"}, 1, 1, 40),
+    "no value": ({"max.message.bytes": None}, 1, 1, 40),
+    "no number": ({"max.message.bytes": "abc"}, 1, 1, 40),
+    "too small": ({"max.message.bytes": "-5"}, 1, 1, 40),
+    "no time": ({"delete.retention.ms": "-1"}, 1, 1, 40),
+    "no number either": ({"retention.ms": "x"}, 1, 1, 40),
+    "no policy": ({"cleanup.policy": "keep"}, 1, 1, 40),
+    "no partitions": ({}, 0, 1, 37),
+    "no replicas": ({}, 1, 0, 38),
+}
+
+
+async def answers_to_new_topics(server: str) -> dict[str, int]:
+    """Return the code that a cluster gives for each of `NEW_TOPICS`."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=server)
+    await admin.start()
+    try:
+        codes = {}
+        for number, (kind, (settings, partitions, replicas, _)) in enumerate(NEW_TOPICS.items()):
+            topic = NewTopic(f"new-{number}", partitions, replicas, topic_configs=settings)
+            (answer,) = (await admin.create_topics([topic])).topic_errors
+            codes[kind] = answer[1]
+    finally:
+        await admin.close()
+    return codes
+
+
+EXPECTED = {kind: code for kind, (_, _, _, code) in NEW_TOPICS.items()}
+
+
+def test_the_kafka_profile_takes_and_refuses_new_topics() -> None:
+    app = DistributedApplication("kafka://broker", name="probe")
+    codes: dict[str, int] = {}
+
+    @app.application("start")
+    async def create(payload: int) -> None:
+        codes.update(await answers_to_new_topics("kafka-1.simulated:9092"))
+
+    with Harness(app) as harness:
+        harness.publish("start", 1)
+        harness.settle()
+    assert codes == EXPECTED
+
+
+@pytest.mark.kafka
+async def test_kafka_takes_and_refuses_these_new_topics(own_kafka: Any) -> None:
+    broker: Kafka = own_kafka()
+    assert await answers_to_new_topics(broker.server) == EXPECTED
+
+
+@pytest.mark.parametrize("seconds", [5, 1_801])
+def test_a_session_timeout_that_no_broker_takes_by_default_is_refused(seconds: float) -> None:
+    address = f"kafka://broker?session_timeout={seconds}&heartbeat_interval=1"
+    app = DistributedApplication(address, name="probe")
+
+    @app.application("start")
+    async def nothing(payload: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"session_timeout.*limits"), Harness(app):
+        pass
 
 
 @pytest.mark.parametrize("topics", [True, False])
