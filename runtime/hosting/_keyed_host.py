@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import hashlib
 import threading
 from collections import deque
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ._key_alarms import KeyAlarms
     from ._reminders import Reminders
 
-__all__ = ["KeyedHost"]
+__all__ = ["HostState", "KeyedHost"]
 
 _LONGEST_NAME = 48
 _LOOK_AGAIN = 1.0
@@ -31,6 +32,26 @@ _MANY_KEYS = 1_000_000
 _MANY_UNSETTLED = 1_000
 _IDLE = KeyStage.IDLE
 _NO_MORE = (DeliveryState.SETTLED, DeliveryState.WITHDRAWN)
+
+
+class HostState(enum.Enum):
+    """The stages of a keyed actor.
+
+    Attributes:
+        RUNNING: its lanes take what waits.
+        PAUSED: they begin with nothing.
+        STOPPING: they take what is left, and keys say goodbye.
+    """
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+
+
+# Members of an Enum are slow to look up, and each message needs them.
+_RUNNING = HostState.RUNNING
+_PAUSED = HostState.PAUSED
+_STOPPING = HostState.STOPPING
 
 
 class KeyedHost:
@@ -47,6 +68,7 @@ class KeyedHost:
         options: the actor's.
         mailbox: its cells, and what waits in them.
         lanes: its lanes, one at first.
+        state: its stage.
         is_class: whether a class was registered, of which each key has an instance.
         activates: whether it has an ``on_activate``.
         passivates: whether it has an ``on_passivate``.
@@ -75,8 +97,7 @@ class KeyedHost:
         self._assigned = 0
         self._idle: list[KeyedLane] = []
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._paused = False
-        self._stopping = False
+        self.state = HostState.RUNNING
         self._loop = asyncio.get_running_loop()
         self.making_timers = threading.Lock()
         self._spawned_with: tuple[RestartPolicy, Mapping[str, Any]] | None = None
@@ -204,13 +225,13 @@ class KeyedHost:
         self.dispatch()
 
     def _wake(self, key: str) -> None:
-        if not self.mailbox.closed and not self._stopping:
+        if not self.mailbox.closed and self.state is not _STOPPING:
             self.mailbox.put_last(self.mailbox.cell_of_key(key), WAKE)
 
     def dispatch(self) -> None:
         """Give work to lanes, as long as something waits and there are places."""
         ready = self.mailbox.ready
-        while self._free > 0 and len(ready) > self._assigned and not self._paused:
+        while self._free > 0 and len(ready) > self._assigned and self.state is not _PAUSED:
             lane = self._idle_lane()
             if lane is None:
                 return
@@ -222,7 +243,7 @@ class KeyedHost:
             lane = self._idle.pop()
             if not lane.local.closed:
                 return lane
-        if self._spawned_with is None or self._stopping:
+        if self._spawned_with is None or self.state is _STOPPING:
             return None
         lane = self._add_lane()
         self._runner.lanes = self.lanes
@@ -247,7 +268,7 @@ class KeyedHost:
         if not cell.active:
             # What is not settled yet keeps a state, and there is none.
             self.mailbox.forget(cell)
-        elif self._stopping:
+        elif self.state is _STOPPING:
             self._say_goodbye(cell)
         elif self._resting is not None:
             self._rests(cell)
@@ -283,7 +304,7 @@ class KeyedHost:
 
         It is if it was asked to stop, because it is told of no more work.
         """
-        if lane.has_place and not self._waiters and not self._paused:
+        if lane.has_place and not self._waiters and self.state is not _PAUSED:
             if len(self.mailbox.ready) > self._assigned:
                 if lane.local.closed:
                     self._assigned += 1
@@ -343,14 +364,18 @@ class KeyedHost:
 
     # Control.
 
+    def _become(self, state: HostState) -> None:
+        self.state = state
+
     def pause(self) -> None:
-        """Begin with nothing more until `resume`."""
-        self._paused = True
+        """Begin with nothing more until `resume`, unless it is stopping."""
+        if self.state is _RUNNING:
+            self._become(_PAUSED)
 
     def resume(self) -> None:
         """Undo `pause`."""
-        if self._paused:
-            self._paused = False
+        if self.state is _PAUSED:
+            self._become(_RUNNING)
             self.dispatch()
 
     def begin_afresh(self) -> None:
@@ -366,7 +391,7 @@ class KeyedHost:
 
     def stop(self) -> None:
         """Make no more lanes, and let go of each key once nothing waits in it."""
-        if self._stopping:
+        if self.state is _STOPPING:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -375,7 +400,7 @@ class KeyedHost:
         for cell in tuple(self.mailbox.cells.values()):
             if cell.stage is _IDLE:
                 self._say_goodbye(cell)
-        self._stopping = True
+        self._become(_STOPPING)
 
     def _say_goodbye(self, cell: KeyCell) -> None:
         """Call ``on_passivate`` of a key at the end, once; its state can still be looked at."""
@@ -439,7 +464,7 @@ class KeyedHost:
 
     def _let_go_of_what_others_have(self) -> None:
         self._look_at_tenures = None
-        if self._stopping:
+        if self.state is _STOPPING:
             return
         for cell in tuple(self.mailbox.cells.values()):
             if cell.tenure is not None and cell.tenure.over:
@@ -457,7 +482,7 @@ class KeyedHost:
     def has_left(self, cell: KeyCell) -> None:
         """Note that ``on_passivate`` of a key was called."""
         self._leaving.pop(cell, None)
-        if self._stopping:
+        if self.state is _STOPPING:
             self._left[cell] = None
         else:
             self.forget(cell)

@@ -29,6 +29,7 @@ from spa_dat import (
 from spa_dat.errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.hosting import _keyed_host
+from spa_dat.runtime.hosting._keyed_host import HostState
 from spa_dat.runtime.hosting._keyed_mailbox import KeyCell, KeyedMailbox
 from spa_dat.runtime.routing._routed_deliveries import Route
 from spa_dat.testing import Faults, Harness
@@ -926,6 +927,37 @@ async def test_a_pause_holds_for_all_keys_and_a_restart_makes_their_states_anew(
     assert sorted(left[2:]) == ["a", "b", "c"]
 
 
+async def test_an_actor_that_stops_can_not_be_paused_any_more() -> None:
+    app = application()
+    left: list[str] = []
+    states: list[HostState] = []
+
+    class Fleet(Actor):
+        per = "truck"
+
+        async def on_passivate(self, truck: str) -> None:
+            # Otherwise this one would be the last.
+            host.pause()
+            left.append(truck)
+
+        @on("fleet/{truck}")
+        async def position(self, truck: str) -> int:
+            return 1
+
+    app.add(Fleet)
+    async with app:
+        (runner,) = app._runs.current.actors  # type: ignore[union-attr]
+        assert runner.keyed is not None
+        host = runner.keyed
+        host.pause()
+        states.append(host.state)
+        host.resume()
+        for truck in "abc":
+            assert await app.socket().request(f"fleet/{truck}", reply=int) == 1
+    assert sorted(left) == ["a", "b", "c"]
+    assert [*states, host.state] == [HostState.PAUSED, HostState.STOPPING]
+
+
 async def test_what_is_at_work_ends_and_what_waits_is_left_to_the_bus_at_a_stop() -> None:
     site = Site()
     app = site.app()
@@ -1174,8 +1206,10 @@ def test_keys_at_rest_keep_no_message_alive() -> None:
         for key in range(3_000):
             harness.publish(f"work/{key}", b"x" * 100)
         harness.settle()
-        gc.collect()
-        cells = [one for one in gc.get_objects() if isinstance(one, KeyCell)]
+        # Only its own: what other tests have left behind says nothing.
+        (runner,) = app._runs.current.actors  # type: ignore[union-attr]
+        assert runner.keyed is not None
+        cells = list(runner.keyed.mailbox.cells.values())
         held = [one for cell in cells for one in gc.get_referents(cell) if isinstance(one, deque)]
         assert len(cells) >= 3_000
         assert held == []
