@@ -45,6 +45,8 @@ class Faults:
         crash_actor: an actor loses its state and starts again, with the message that it was working
             on.
         crash: an application is killed at once, and started again up to a second later.
+        crash_in_commit: likewise, when a message of a durable actor has reached one of the steps of
+            `Harness.crash`, each of which is an occasion.
         most: the most faults in a run, so that it comes to an end.
     """
 
@@ -57,6 +59,7 @@ class Faults:
     compact: float = 0.0
     crash_actor: float = 0.0
     crash: float = 0.0
+    crash_in_commit: float = 0.0
     most: int = 10
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class Faults:
             compact=0.01,
             crash_actor=0.01,
             crash=0.01,
+            crash_in_commit=0.02,
         )
 
 

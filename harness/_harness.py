@@ -186,6 +186,7 @@ class Harness(HarnessBase):
                 if not failed:
                     self.settle()
                     self._core.world.monitor.check_expected()
+                    self._core.check_crashes()
             except BaseException:
                 self._stop(quietly=True)
                 raise

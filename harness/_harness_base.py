@@ -8,6 +8,7 @@ from typing import Any, TypeVar, Unpack, overload
 from .._busy_threads import BusyThread, place_of_caller
 from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
+from ..runtime.hosting._commit_steps import CommitStep
 from ..runtime.messaging._message import Message
 from ..runtime.messaging._outgoing_message import PublishOptions, outgoing_message
 from ..runtime.messaging._typed_topic import P, Topic, address_meant, filter_meant
@@ -292,16 +293,28 @@ class HarnessBase:
         """
         self._core.compact()
 
-    def crash(self, application: DistributedApplication | None = None) -> None:
+    def crash(
+        self, application: DistributedApplication | None = None, *, at: CommitStep | None = None
+    ) -> None:
         """Kill an application, like ``kill -9``: nothing of it runs or is sent any more.
 
         Its state is gone; the broker keeps what it would keep. State that was given as a value, and
         not as a factory, belongs to the test and stays. Use ``restart`` to start it again.
 
+        With ``at`` it is not killed now, but once when the next message of a durable actor has
+        reached a step: ``handled``, its handler has succeeded, and nothing is committed;
+        ``committed``, it is, and nothing of what it has published is sent; ``published``, that is
+        confirmed, and the message is not acknowledged; ``acknowledged``, it is, and the store does
+        not know of either, which it learns with the next message.
+
         Args:
-            application: None for all.
+            application: None for all; with ``at`` for all that have durable actors.
+            at: the step.
+
+        Raises:
+            ConfigurationError: there is no such step, or no durable actor.
         """
-        self._core.crash(application)
+        self._core.crash(application, at)
 
     def restart_actor(self, actor: str, application: DistributedApplication | None = None) -> None:
         """Make an actor lose its instance, state and thread, and start again.

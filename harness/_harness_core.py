@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication, runs_of
+from ..runtime.hosting._commit_steps import CommitStep
 from ..runtime.hosting._keyed_host import KeyedHost
 from ..runtime.hosting._keyed_mailbox import KeyCell
 from ..runtime.hosting._lane import Lane
@@ -30,6 +31,7 @@ from ..transports import (
     Surroundings,
     TopicFilter,
 )
+from ._errors import HandlerFailed
 from ._faults import Faults
 from .simulated._stand_ins import HarnessBus, Profile
 from .world._application_under_test import ApplicationUnderTest
@@ -197,11 +199,36 @@ class HarnessCore:
         for bus in self.world.buses.values():
             self.soon(bus.compact)
 
-    def crash(self, application: DistributedApplication | None) -> None:
+    def crash(self, application: DistributedApplication | None, at: CommitStep | None) -> None:
         """See `HarnessBase.crash`."""
         self.world.check_simulated("crash()")
-        for tested in self.tested(application):
-            self.soon(tested.kill)
+        if at is None:
+            for tested in self.tested(application):
+                self.soon(tested.kill)
+            return
+        if at not in get_args(CommitStep):
+            names = ", ".join(map(repr, get_args(CommitStep)))
+            raise ConfigurationError(f"crash(at={at!r}): give one of {names}, or None for at once")
+        durable = [
+            tested
+            for tested in self.tested(application)
+            if any(lane.options.durable for lane in tested.lanes)
+        ]
+        if not durable:
+            raise ConfigurationError(
+                f"crash(at={at!r}): no actor is durable, so nothing is committed"
+            )
+        for tested in durable:
+            tested.crash_at = at
+
+    def check_crashes(self) -> None:
+        """Raise HandlerFailed if an application was to crash at a step that it never reached."""
+        for tested in self.world.tested:
+            if tested.crash_at is not None:
+                raise HandlerFailed(
+                    f"application {tested.name} was to crash at {tested.crash_at!r}, and no message"
+                    " of a durable actor has reached that"
+                )
 
     def restart_actor(self, actor: str, application: DistributedApplication | None) -> None:
         """See `HarnessBase.restart_actor`."""

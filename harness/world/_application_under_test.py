@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigurationError, ConnectFailed
 from ...runtime.application._application import DistributedApplication, runs_of
 from ...runtime.application._lifecycle import Run
+from ...runtime.hosting._commit_steps import CommitStep
 from ...runtime.hosting._lane import Lane
 from ..loop._tasks_and_timers import OWNER
 from ._memory_states import MemoryStates
@@ -69,6 +70,7 @@ class ApplicationUnderTest:
         life: the current life; None if it is not running.
         stats: the counters of all lives.
         returns: whether it was killed and is going to be started again.
+        crash_at: the step at which it is to be killed, once.
     """
 
     def __init__(self, world: World, application: DistributedApplication, number: int) -> None:
@@ -80,6 +82,7 @@ class ApplicationUnderTest:
         self.life: Life | None = None
         self._last_run: Run | None = None
         self.returns = False
+        self.crash_at: CommitStep | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         # Kept until the end: closing their coroutines earlier would run code of the user's.
@@ -100,6 +103,7 @@ class ApplicationUnderTest:
             outbox=world.outbox_of(runs.settings.outbox),
             # Outlives the lives of the application, as a disk does.
             state_store=MemoryStates(),
+            reached=self._reached,
         )
         runs.observe(world.monitor)
 
@@ -169,6 +173,20 @@ class ApplicationUnderTest:
             self._world.trace.add(self.name, "stop")
         if self._ending is not None and self._ending is not asyncio.current_task():
             self._ending.cancel()
+
+    async def _reached(self, step: CommitStep) -> None:
+        """Kill it if it was to be killed here; then whoever has called this never goes on."""
+        if self.life is None:
+            return
+        after = None if step == self.crash_at else self._world.crashes_in_commit()
+        if after is None and step != self.crash_at:
+            return
+        self._world.trace.add(self.name, "reached", step)
+        self._world.free(self.kill)
+        if after is not None:
+            self.come_back(after)
+        self.crash_at = None
+        await self._world.loop.create_future()
 
     def kill(self) -> None:
         """End it like ``kill -9``: nothing of it runs or is sent any more, its state is lost."""

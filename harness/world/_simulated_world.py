@@ -105,6 +105,11 @@ class SimulatedWorld(World):
         """See `World.end`."""
         self.dice.stop()
 
+    def crashes_in_commit(self) -> float | None:
+        """See `World.crashes_in_commit`."""
+        dice = self.dice
+        return dice.seconds() if dice.strikes(dice.faults.crash_in_commit) else None
+
     def look_for_lost_failures(self) -> None:
         """See `World.look_for_lost_failures`."""
         for name, error in lost_failures(self.loop):

@@ -117,6 +117,10 @@ class World(abc.ABC):
     def end(self) -> None:
         """Let no more faults strike: the applications are about to be stopped."""
 
+    def crashes_in_commit(self) -> float | None:
+        """Decide whether an application crashes now; return after how many seconds it is back."""
+        return None
+
     @abc.abstractmethod
     def announce(self, name: str, place: str) -> BusyThread:
         """Announce work in a thread of the program's own; nothing is settled before it ends."""

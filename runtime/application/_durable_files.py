@@ -62,7 +62,9 @@ def states_of(
         return opened
 
     inline = has_own_clock(asyncio.get_running_loop())
-    return DurableStates(open_store, settings.environment, fatal, inline=inline)
+    return DurableStates(
+        open_store, settings.environment, fatal, inline=inline, reached=settings.reached
+    )
 
 
 def _keeps_here(spec: Spec[Any]) -> bool:

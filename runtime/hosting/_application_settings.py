@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..metrics._measurements import Measurements
     from ..options._admin_address import AdminAddress
     from ..options._exporters import Exporter
+    from ._commit_steps import Reached
 
 __all__ = ["LoopFactory", "Settings"]
 
@@ -48,6 +49,7 @@ class Settings:
         measurements: what they, and what the admin endpoint shows, are made of; None without both.
         state_folder: where the states of durable keys are; None for the default.
         state_store: keeps them instead of a file; None for a file.
+        reached: is told of each step in which a message of a durable key is committed.
     """
 
     identity: Identity
@@ -71,6 +73,7 @@ class Settings:
     measurements: Measurements | None = None
     state_folder: str | None = None
     state_store: StateStore | None = None
+    reached: Reached | None = None
 
     @property
     def around_handlers(self) -> tuple[Middleware, ...]:

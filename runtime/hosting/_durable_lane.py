@@ -31,6 +31,7 @@ from ..options._retry_policy import Reject
 from ..payloads._codec import JSON, encode, encode_as
 from ..payloads._type_readers import type_name
 from ..registration._reminder_handlers import ANY_REMINDER
+from ._commit_steps import Reached
 from ._committed_messages import SentOutputs
 from ._durable_states import DurableStates, post_with_room
 from ._key_records import KeyRecord, Reminder
@@ -74,6 +75,7 @@ class DurableLane(KeyedLane):
         self, runner: ActorRunner, host: KeyedHost, number: int, states: DurableStates | None
     ) -> None:
         self._store = states
+        self._reached = None if states is None else states.reached
         environment = runner.connection.surroundings.environment
         self._reader = StateReader(runner.options, environment.now)
         self._kept = runner.options.kept
@@ -199,9 +201,11 @@ class DurableLane(KeyedLane):
             cell.reset()
         elif record is not None:
             cell.saved = msgspec.structs.replace(record, revision=number)
+        outputs = None
         if effects.outputs:
-            await self._send(self._states.new_outputs(number, effects.outputs), delivery)
-        self._states.watch(number, delivery)
+            outputs = self._states.new_outputs(number, effects.outputs)
+            await self._send(outputs, delivery)
+        self._watch(number, delivery, turn, outputs)
         return result
 
     async def _send(self, outputs: SentOutputs, delivery: Delivery) -> None:
@@ -212,9 +216,24 @@ class DurableLane(KeyedLane):
         except OutboxFull:
             await self.away(post_with_room(outputs, connection.bus, connection.post), delivery)
 
+    def _watch(
+        self, number: int, delivery: Delivery, turn: Turn, outputs: SentOutputs | None
+    ) -> None:
+        self._states.watch(number, delivery)
+        if self._reached is not None:
+            turn.add(asyncio.ensure_future(self._published(outputs, self._reached)))
+
+    async def _published(self, outputs: SentOutputs | None, reached: Reached) -> None:
+        """Wait until all is confirmed; only then the message may be acknowledged."""
+        if outputs is not None and outputs.pending:
+            await asyncio.wait(outputs.pending)
+        if outputs is None or outputs.confirmed:
+            await reached("published")
+
     async def _send_again(self, handled: Handled, turn: Turn, delivery: Delivery) -> None:
         """Send what a message has published that was handled before, as far as it is not sent."""
         self.stats["messages.known"] += 1
+        outputs = None
         if handled.outputs:
             outputs = self._states.outputs_of(handled, self.connection)
             # Some of it may be on its way since the message came first, or since the start.
@@ -222,7 +241,7 @@ class DurableLane(KeyedLane):
                 # Only one may be told of an outcome itself, which is whoever posted it.
                 turn.add(asyncio.shield(posted))
             await self._send(outputs, delivery)
-        self._states.watch(handled.number, delivery)
+        self._watch(handled.number, delivery, turn, outputs)
         if turn.request is not None:
             raise RemoteError(
                 "AlreadyHandled", "the request was handled before, and its reply is not kept"
@@ -302,6 +321,8 @@ class DurableLane(KeyedLane):
     ) -> int:
         """Commit what has become of a key, and return the number of that."""
         wake = None if record is None else record.wake(self._kept.ttl)
+        if self._reached is not None:
+            await self._reached("handled")
         number = await self._states.commit(
             Change(
                 self.actor_name,
@@ -314,6 +335,8 @@ class DurableLane(KeyedLane):
                 wake,
             )
         )
+        if self._reached is not None:
+            await self._reached("committed")
         if self.host.alarms is not None:
             self.host.alarms.note(wake)
         return number

@@ -30,6 +30,7 @@ from ...transports._state_store import (
     StoredKey,
 )
 from ..messaging._bus_connection import BusConnection
+from ._commit_steps import Reached
 from ._committed_messages import CommittedMessages, SentOutputs, left_of
 
 __all__ = ["DurableStates", "Known", "post_with_room"]
@@ -80,8 +81,10 @@ class DurableStates:
         environment: the clock.
         fatal: called with what makes it impossible to go on.
         inline: whether to work in the event loop instead of a thread, so that virtual time repeats.
+        reached: see `Settings.reached`.
 
     Attributes:
+        reached: likewise.
         log: where what is wrong with many messages is logged.
     """
 
@@ -92,7 +95,9 @@ class DurableStates:
         fatal: Callable[[BaseException], None],
         *,
         inline: bool,
+        reached: Reached | None = None,
     ) -> None:
+        self.reached = reached
         self._open_store = open_store
         self._now = environment.now
         self._fatal = fatal
@@ -257,6 +262,8 @@ class DurableStates:
         commits: Sequence[_Commit],
     ) -> None:
         sent, acknowledged = self._committed.take()
+        if self.reached is not None and (sent or acknowledged):
+            await self.reached("acknowledged")
         changes = [one.change for one in commits]
         trim = self._loop.time() >= self._trimmed + _TRIM_EVERY
 

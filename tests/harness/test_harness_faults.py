@@ -17,7 +17,7 @@ from support.hash_seeds import output_with_hash_seed
 from support.machine import examples
 
 NUMBERS = range(5)
-_ELSEWHERE = ("most", "rebalance", "compact")
+_ELSEWHERE = ("most", "rebalance", "compact", "crash_in_commit")
 KINDS = [field.name for field in fields(Faults) if field.name not in _ELSEWHERE]
 
 
