@@ -45,6 +45,7 @@ from .protocol._reason_codes import (
     WrongVersion,
     answer_to,
     connect_problem,
+    describe,
 )
 
 __all__ = ["Connection", "ConnectionOwner"]
@@ -224,7 +225,14 @@ class Connection:
     async def _diagnosed(self, error: Exception) -> Exception:
         """Return the error, or a better one: what listens there may speak something else."""
         assert self._started is not None
-        if self._started.done() or not isinstance(error, (NotAnswered, *_CUT_OFF)):
+        if not isinstance(error, (NotAnswered, *_CUT_OFF)):
+            return error
+        if self._group.connected:
+            return NotAnswered(
+                f"{describe(error)}, while {self._group.connected} of this application are open: it"
+                " may admit no more connections (in Mosquitto max_connections)"
+            )
+        if self._started.done():
             return error
         config = self._config
         if config.websocket_path is not None:
@@ -238,6 +246,12 @@ class Connection:
             # A broker that is starting may answer in this way once.
             was_older, self._is_older = self._is_older, spoken is Spoken.OLDER
             if was_older and self._is_older:
+                if await version_spoken(config, asked_in=Spoken.NEWER) is Spoken.NEWER:
+                    return NotAnswered(
+                        "the broker closes it before it is accepted, but answers an MQTT 5 CONNECT"
+                        " that is shorter: user name, password and last will may exceed its limit"
+                        " for packets (in Mosquitto max_packet_size)"
+                    )
                 return WrongVersion("it closes MQTT 5 connections, but answers MQTT 3.1.1 ones")
             if spoken is not Spoken.NOTHING or config.unix_socket is not None:
                 return error
@@ -315,6 +329,7 @@ class Connection:
         assert self._started is not None
         began = loop.time()
         self._client = client
+        self._group.opened(self._identifier)
         self.obstacle = None
         self._stats["mqtt.connected"] += 1
         self._owner.on_ready(client)

@@ -30,11 +30,17 @@ class ConnectionGroup:
         self._has_failed = False
         # By identifier: what the broker uses instead, and when it was lost last.
         self._assigned: dict[str, str] = {}
+        self._connected: dict[str, None] = {}
         self._lost: dict[str, float] = {}
         self._silent_until = 0.0
 
+    def opened(self, identifier: str) -> None:
+        """Note that a connection is in use."""
+        self._connected[identifier] = None
+
     def lost(self, identifier: str) -> None:
         """Note that a connection has ended without being told to."""
+        self._connected.pop(identifier, None)
         self._lost[identifier] = asyncio.get_running_loop().time()
 
     @property
@@ -42,6 +48,11 @@ class ConnectionGroup:
         """Whether more than one of them has been lost within a minute."""
         since = asyncio.get_running_loop().time() - _LATELY
         return sum(lost >= since for lost in self._lost.values()) > 1
+
+    @property
+    def connected(self) -> int:
+        """How many of them are in use."""
+        return len(self._connected)
 
     def shares(self, identifier: str, assigned: str) -> bool:
         """Note what the broker calls a connection, and return whether it calls another one so.
@@ -62,6 +73,7 @@ class ConnectionGroup:
     async def disconnect(self, identifier: str, client: MqttClient | None) -> None:
         """Forget a connection and close it, waiting only briefly for a broker that was silent."""
         self._assigned.pop(identifier, None)
+        self._connected.pop(identifier, None)
         self._lost.pop(identifier, None)
         if client is None:
             return

@@ -13,7 +13,7 @@ from typing import Any
 import aiomqtt
 import pytest
 
-from spa_dat import DistributedApplication, Message
+from spa_dat import DistributedApplication, LastWill, Message
 from spa_dat.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -495,6 +495,42 @@ async def test_a_client_identifier_that_the_broker_forbids_is_in_the_error(
             await app.start()
     async with client(broker, name="line-1", username="bob", password="hush"):
         pass
+
+
+async def test_a_broker_that_admits_no_more_connections_is_named_as_such(
+    own_mosquitto: StartBroker,
+) -> None:
+    broker = own_mosquitto(extra=["max_connections 2"])
+    async with client(broker, start_timeout=0.5) as app:
+
+        async def connect_five() -> None:
+            for number in range(5):
+                await app.consume("a", name=f"actor{number}")
+
+        with pytest.raises(ConnectFailed, match=r"while \d of this application.*max_connections"):
+            await connect_five()
+        assert app.bus.connected
+
+
+async def test_a_login_that_is_too_long_for_the_broker_is_not_taken_for_an_older_version(
+    own_mosquitto: StartBroker,
+) -> None:
+    broker = own_mosquitto(users={"bob": "hush"}, extra=["max_packet_size 1000"])
+    async with client(
+        broker, start=False, username="bob", password="x" * 2_000, start_timeout=1
+    ) as app:
+        with pytest.raises(ConnectFailed, match=r"exceed its limit for packets.*max_packet_size"):
+            await app.start()
+
+
+@pytest.mark.parametrize("line", ["retain_available false", "max_qos 0"])
+async def test_a_last_will_that_the_broker_does_not_accept_is_named(
+    own_mosquitto: StartBroker, line: str
+) -> None:
+    will = LastWill("status/app", "gone", retain=True)
+    async with client(own_mosquitto(extra=[line]), start=False, will=will) as app:
+        with pytest.raises(ConnectFailed, match=r"not supported.*change the option will"):
+            await app.start()
 
 
 async def test_a_limit_that_shrank_while_away_fails_the_publish_and_spares_the_rest(

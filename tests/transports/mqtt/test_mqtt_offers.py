@@ -251,7 +251,7 @@ async def test_a_broker_that_closes_and_would_answer_an_older_version_is_named_s
         with pytest.raises(ConnectFailed, match=r"answers MQTT 3\.1\.1.*not speak MQTT 5"):
             async with client(broker, start_timeout=60):
                 pass
-        assert broker.connections == 4, "twice each"
+        assert broker.connections == 5, "twice each, and once with the shortest of MQTT 5"
 
 
 async def test_a_broker_that_closes_whatever_comes_is_tried_until_the_time_is_over() -> None:

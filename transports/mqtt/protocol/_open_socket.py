@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 _LONGEST = 2.0
 # MQTT 3.1.1, clean session, a client identifier chosen by the broker.
-_CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+_OLDER_CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+_NEWER_CONNECT = b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x00"
 _DISCONNECT = b"\xe0\x00"
 _CONNACK = 0x20
 _LENGTH_OF_AN_OLD_CONNACK = 2
@@ -176,12 +177,12 @@ async def _ready(sock: socket.socket, *, writing: bool) -> None:
 
 
 class Spoken(enum.Enum):
-    """What a port answers to a CONNECT of MQTT 3.1.1, even if it refuses it.
+    """What a port answers to a CONNECT, even if it refuses it.
 
     Attributes:
         NOTHING: nothing that is MQTT.
-        OLDER: an answer in that version.
-        NEWER: an answer in a later one.
+        OLDER: an answer in MQTT 3.1.1 or before.
+        NEWER: an answer in MQTT 5.
     """
 
     NOTHING = "nothing"
@@ -189,8 +190,13 @@ class Spoken(enum.Enum):
     NEWER = "newer"
 
 
-async def version_spoken(config: MqttConfig) -> Spoken:
-    """Return what is spoken at the address of a configuration; never raises."""
+async def version_spoken(config: MqttConfig, *, asked_in: Spoken = Spoken.OLDER) -> Spoken:
+    """Return what is spoken at the address of a configuration; never raises.
+
+    Args:
+        config: where, and whether with TLS or websockets.
+        asked_in: the version of the CONNECT, which is as short as possible.
+    """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[Spoken] = loop.create_future()
 
@@ -211,7 +217,7 @@ async def version_spoken(config: MqttConfig) -> Spoken:
     try:
         async with asyncio.timeout(_LONGEST):
             stream = FrameStream(await open_socket(config), on_packet, on_end)
-            stream.write(_CONNECT)
+            stream.write(_NEWER_CONNECT if asked_in is Spoken.NEWER else _OLDER_CONNECT)
             found = await answer
         stream.write(_DISCONNECT)
         await stream.finish(_LONGEST)

@@ -147,6 +147,9 @@ class Answer:
 _FINE = Answer(Decision.FINE)
 _RULES = "allow it in the broker's access rules"
 _LOGIN = Answer(Decision.APPLICATION, NotAuthorised, "check the options username and password")
+_NO_WILL = Answer(
+    Decision.APPLICATION, ConnectFailed, "it says so of the last will: change the option will"
+)
 _NO_RIGHT = Answer(
     Decision.APPLICATION,
     NotAuthorised,
@@ -174,7 +177,8 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         **dict.fromkeys((0x97, 0x9C, 0x9F), _LATER),
         **dict.fromkeys((0x86, 0x8A, 0x8C), _LOGIN),
         0x87: _NO_RIGHT,
-        **dict.fromkeys((0x81, 0x82, 0x90, 0x95, 0x99, 0x9A, 0x9B), _NO_START),
+        **dict.fromkeys((0x81, 0x82, 0x95), _NO_START),
+        **dict.fromkeys((0x90, 0x99, 0x9A, 0x9B), _NO_WILL),
         0x84: Answer(
             Decision.APPLICATION,
             ConnectFailed,
