@@ -362,7 +362,7 @@ class Connection:
         """Find out if it is a connection of ours that displaces this one, if that may be."""
         return (
             self._takeovers.doubts
-            and self._group.may_displace_each_other
+            and self._group.may_displace_each_other(at_last=self._takeovers.gives_way)
             and await replaces_identifiers(self._config, self._identifier, self._surroundings)
         )
 

@@ -13,6 +13,7 @@ _CLOSE_TIMEOUT = 2.0
 _SHORT_CLOSE_TIMEOUT = 0.2
 _REMEMBERED = 10.0
 _LATELY = 60.0
+_ASKED_AGAIN = 10.0
 
 
 class ConnectionGroup:
@@ -33,6 +34,7 @@ class ConnectionGroup:
         self._connected: dict[str, None] = {}
         self._lost: dict[str, float] = {}
         self._silent_until = 0.0
+        self._ask_from = 0.0
 
     def opened(self, identifier: str) -> None:
         """Note that a connection is in use."""
@@ -43,11 +45,22 @@ class ConnectionGroup:
         self._connected.pop(identifier, None)
         self._lost[identifier] = asyncio.get_running_loop().time()
 
-    @property
-    def may_displace_each_other(self) -> bool:
-        """Whether more than one of them has been lost within a minute."""
-        since = asyncio.get_running_loop().time() - _LATELY
-        return sum(lost >= since for lost in self._lost.values()) > 1
+    def may_displace_each_other(self, *, at_last: bool) -> bool:
+        """Return whether to ask the broker if they do: more than one was lost within a minute.
+
+        Asking takes two connections more, and a broker that is in trouble closes many. So it is
+        asked each 10 seconds at most.
+
+        Args:
+            at_last: whether there is no other time to ask.
+        """
+        now = asyncio.get_running_loop().time()
+        if sum(lost >= now - _LATELY for lost in self._lost.values()) < 2:
+            return False
+        if now < self._ask_from and not at_last:
+            return False
+        self._ask_from = now + _ASKED_AGAIN
+        return True
 
     @property
     def connected(self) -> int:

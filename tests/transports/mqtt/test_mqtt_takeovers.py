@@ -16,6 +16,7 @@ from spa_dat.testing import Mosquitto
 from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt import MqttConfig
 from spa_dat.transports.mqtt._connection_events import Ending, Loss
+from spa_dat.transports.mqtt._connection_group import ConnectionGroup
 from spa_dat.transports.mqtt._replaced_identifiers import SessionProbe
 from spa_dat.transports.mqtt._takeovers import Takeovers
 from spa_dat.transports.mqtt.protocol._client import MqttClient
@@ -376,8 +377,25 @@ async def test_a_broker_that_keeps_closing_or_invents_sessions_is_not_accused_of
     ):
         await app.consume("in")
         is_closing.set()
-        await eventually(lambda: len(names) >= 8)
+        await eventually(lambda: len(names) >= 2)
+        before = broker.connections
+        await eventually(lambda: broker.connections > before + 12)
         assert app.fatal == []
+
+
+@pytest.mark.virtual
+async def test_a_broker_that_closes_many_connections_is_asked_each_ten_seconds_at_most() -> None:
+    group = ConnectionGroup(lambda error: None)
+    group.lost("a")
+    assert not group.may_displace_each_other(at_last=True), "one only"
+    group.lost("b")
+    asked = [group.may_displace_each_other(at_last=False) for _ in range(3)]
+    assert asked == [True, False, False]
+    assert group.may_displace_each_other(at_last=True), "before it gives way"
+    await asyncio.sleep(11.0)
+    assert group.may_displace_each_other(at_last=False)
+    await asyncio.sleep(61.0)
+    assert not group.may_displace_each_other(at_last=True), "too long ago"
 
 
 async def test_nothing_is_asked_about_own_connections_if_only_one_of_them_ends() -> None:
