@@ -16,6 +16,7 @@ MODULES = (
     "spa_dat",
     "spa_dat.errors",
     "spa_dat.recording",
+    "spa_dat.states",
     "spa_dat.testing",
     "spa_dat.tracing",
     "spa_dat.transports",
