@@ -111,7 +111,11 @@ FIGURES: list[tuple[str, str, list[str]]] = [
         "A connection that holds for {0:word} seconds ends the fight",
         ["transports/mqtt _LASTING"],
     ),
-    ("kafka.md", "a publish after {0:word} seconds", ["transports/kafka _UNKNOWN_AFTER"]),
+    (
+        "kafka.md",
+        "a publish after {0:word} seconds",
+        ["transports/kafka/producing/_producer _UNKNOWN_AFTER"],
+    ),
     (
         "kafka.md",
         "at least half a second and at most {0:word}",
