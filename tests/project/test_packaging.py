@@ -17,7 +17,9 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = (
     "scripts/demo",
     "scripts/docs",
+    "scripts/release",
     "scripts/test",
+    "scripts/test-pythons",
     "scripts/check",
     "scripts/bench",
     "scripts/soak",
@@ -65,7 +67,7 @@ def test_every_file_that_is_no_module_is_packaged() -> None:
 
 def test_what_is_installed_is_this_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert version("spa-dat") == project["version"]
+    assert spa_dat.__version__ == version("spa-dat") == project["version"]
     installed = [entry for entry in requires("spa-dat") or [] if "extra ==" not in entry]
     assert len(installed) == len(project["dependencies"]), "install the project again"
 
@@ -85,9 +87,3 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
 
 def test_the_changelog_has_a_place_for_the_next_change() -> None:
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
-
-
-def test_the_version_is_that_of_the_package() -> None:
-    assert spa_dat.__version__ == version("spa-dat")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert spa_dat.__version__ == project["version"]
