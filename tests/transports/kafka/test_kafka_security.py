@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import datetime
+import functools
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -253,7 +254,7 @@ async def test_a_token_is_renewed_before_it_ends(
     file, tokens = tmp_path / "token", list[str]()
 
     def renewed() -> str:
-        tokens.append(guarded.token("ann", 2.0))
+        tokens.append(guarded.token("ann", 5.0))
         return tokens[-1]
 
     def write() -> None:
@@ -285,12 +286,18 @@ async def test_a_token_is_renewed_before_it_ends(
     ) as inbox:
         await inbox.client.start()
         number = 0
-        # The cluster closes each connection when its token ends.
-        while closed < 9:
+
+        def is_closed(before: int) -> bool:
             write()
+            return closed > before
+
+        # The cluster closes each connection when its token ends.
+        while closed < 6:
+            before = closed
             await inbox.client.publish("open", b"%d" % number)
             number += 1
             await inbox.get(number)
+            await eventually(functools.partial(is_closed, before))
         assert inbox.numbers == list(range(number))
         assert inbox.stats["kafka.reconnects"] == 0
         assert inbox.stats["kafka.producers_lost"] == 0
@@ -333,7 +340,7 @@ async def test_a_token_that_cannot_be_had_is_an_outage(
     def function() -> str:
         if failing:
             raise OSError("the server of tokens is away")
-        return guarded.token("ann", 2.0)
+        return guarded.token("ann", 5.0)
 
     async with bus_client(
         server,
@@ -387,7 +394,7 @@ async def test_a_bad_token_while_running_is_an_outage(
         create_topics="own",
         sasl_mechanism="OAUTHBEARER",
         allow_plain_password=True,
-        password_function=lambda: guarded.token("ann", 2.0) if good else bad,
+        password_function=lambda: guarded.token("ann", 5.0) if good else bad,
     ) as inbox:
         client = inbox.client
         await client.start()
@@ -600,7 +607,7 @@ async def test_a_login_that_has_to_be_renewed_is_no_failure(
     broker = own_kafka(
         sasl_users={"ann": _SECRET},
         acls=rules("ann", "p-"),
-        properties={"connections.max.reauth.ms": "300"},
+        properties={"connections.max.reauth.ms": "2000"},
     )
     await create(broker.server, "p-open")
     broker.grant("ann", "READ", "TOPIC", "p-open")
@@ -619,12 +626,14 @@ async def test_a_login_that_has_to_be_renewed_is_no_failure(
         await inbox.client.start()
         number = 0
         # The library does not renew it, so the cluster closes connections.
-        while closed < 6:
+        while closed < 5:
+            before = closed
             await inbox.client.publish("open", b"%d" % number)
             await inbox.client.publish(inbox.client.bus.reply_address(str(number)))
             number += 1
             await inbox.get(number)
             await eventually(lambda: len(inbox.client.replies) >= number)  # noqa: B023
+            await eventually(lambda: closed > before)  # noqa: B023
         assert inbox.numbers == list(range(number))
         assert inbox.stats["kafka.reconnects"] == 0
         assert inbox.stats["kafka.producers_lost"] == 0
