@@ -285,7 +285,7 @@ def harness_app(harness: Harness) -> DistributedApplication:
     return tested.application
 
 
-def chain(dice: random.Random, due: dict[str, float]) -> DistributedApplication:
+def chain(dice: random.Random, due: dict[tuple[str, int], float]) -> DistributedApplication:
     """Return an application whose keys remind themselves again and again."""
     app = DistributedApplication("memory://", name="app")
     retry = RetryPolicy(attempts=100, first=0.5, factor=1)
@@ -296,7 +296,7 @@ def chain(dice: random.Random, due: dict[str, float]) -> DistributedApplication:
 
     @app.on_reminder("work", "tick")
     async def tick(number: int, key: str, state: Count, context: Context, socket: Socket) -> None:
-        assert context.now() >= due.get(key, 0)
+        assert context.now() >= due.get((key, number), 0)
         state.n += 1
         await socket.publish(f"done/{key}", state.n)
         if number < 6:
@@ -305,7 +305,8 @@ def chain(dice: random.Random, due: dict[str, float]) -> DistributedApplication:
         if dice.random() < 0.3:
             raise ValueError("a bad day")
         if number < 6:
-            due[key] = context.now() + wait
+            # If this is not committed, the next attempt says when it is due.
+            due[key, number + 1] = context.now() + wait
 
     return app
 
