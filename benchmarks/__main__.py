@@ -19,6 +19,7 @@ from ._report import as_markdown, as_text
 _KAFKA = {
     "kafka-receive": _kafka.receive,
     "kafka-publish": _kafka.publish,
+    "kafka-forward": _kafka.forward,
     "kafka-request": _kafka.request,
 }
 _NAMES = (

@@ -10,6 +10,7 @@ from ._cluster import PARTITIONS, Cluster
 from ._measure import Column, Contender, Suite, Target
 from .subjects._child import (
     ASK_TOPIC,
+    COPIES_TOPIC,
     JSON_PAYLOAD,
     JSON_TOPIC,
     PAYLOAD,
@@ -18,7 +19,7 @@ from .subjects._child import (
     on_kafka,
 )
 
-__all__ = ["publish", "receive", "request"]
+__all__ = ["forward", "publish", "receive", "request"]
 
 _OURS = "spa_dat application"
 _JSON = "spa_dat application, typed JSON"
@@ -26,6 +27,8 @@ _PLAIN = "aiokafka"
 _FASTSTREAM = "FastStream"
 _FASTSTREAM_ACK = "FastStream, ack after the handler"
 _POSTS = "spa_dat producer"
+_ONCE, _LEAST = "spa_dat application, exactly once", "spa_dat application, at least once"
+_TRANSACTIONS = "aiokafka, transactions"
 _BY_HAND = "aiokafka, by hand"
 _AT_ONCE = 100
 _SECONDS = 120.0
@@ -102,6 +105,63 @@ def receive(*, quick: bool, peers: str) -> Suite:
                 1.3,
                 lambda got: got.ratio(_OURS, _JSON, "rate"),
                 at_least=False,
+            ),
+        ),
+        cluster,
+    )
+
+
+def forward(*, quick: bool, peers: str) -> Suite:
+    """Return the suite that forwards each record, in transactions and without."""
+    scale = 3 if quick else 1
+    records, many, warm_up = 150_000 // scale, 900_000 // scale, 5_000
+    cluster = Cluster(
+        {
+            on_kafka(RECEIVE_TOPIC): (PAYLOAD, many + warm_up),
+            on_kafka(COPIES_TOPIC): (PAYLOAD, PARTITIONS),
+        }
+    )
+
+    def contender(name: str, interpreter: str, module: str, what: str, messages: int) -> Contender:
+        order = {"messages": messages, "warm_up": warm_up, "what": what}
+
+        def run() -> dict[str, float]:
+            told = order | {"server": cluster.server, "url": cluster.url}
+            with Child(interpreter, module, told, seconds=_SECONDS) as forwarder:
+                forwarder.expect("ready")
+                return forwarder.expect("result")
+
+        return Contender(name, run)
+
+    ours = "kafka_forward_spa_dat"
+    return Suite(
+        "Kafka forward",
+        f"Records of 100 bytes that lie in {PARTITIONS} partitions, each of which is published"
+        f" again, by a handler, on another topic: the first {records:,} after {warm_up:,} for"
+        " warming up. Plain aiokafka has a transactional producer for each partition, gathers for"
+        f" 100 ms, counts what is committed, and gets {many:,}, as it commits many thousands at a"
+        " time; ours counts what is handled. CPU time is the"
+        " forwarding process's alone.",
+        (
+            contender(_ONCE, sys.executable, ours, "once", records),
+            contender(_LEAST, sys.executable, ours, "", records),
+            contender(_TRANSACTIONS, peers, "kafka_forward_aiokafka", "", many),
+        ),
+        (
+            Column("rate", "messages/s", ratio=True),
+            Column("cpu_us", "CPU µs a message", ".1f", ratio=True),
+            Column("lost", "not received"),
+        ),
+        (
+            Target(
+                "exactly once on Kafka, by plain aiokafka's transactions",
+                0.2,
+                lambda got: got.ratio(_ONCE, _TRANSACTIONS, "rate"),
+            ),
+            Target(
+                "exactly once on Kafka, by the same actor at least once",
+                0.7,
+                lambda got: got.ratio(_ONCE, _LEAST, "rate"),
             ),
         ),
         cluster,

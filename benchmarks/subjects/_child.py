@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = [
     "ASK_TOPIC",
+    "COPIES_TOPIC",
     "JSON_PAYLOAD",
     "JSON_TOPIC",
     "PAYLOAD",
@@ -34,6 +35,7 @@ RECEIVE_TOPIC = "benchmark/receive"
 ASK_TOPIC = "benchmark/ask"
 JSON_TOPIC = "benchmark/json"
 PUBLISH_TOPIC = "benchmark/publish"
+COPIES_TOPIC = "benchmark/copies"
 PAYLOAD = bytes(100)
 JSON_PAYLOAD = (
     b'{"sensor":"boiler-17","celsius":81.25,"taken_at":1789459200.125,'

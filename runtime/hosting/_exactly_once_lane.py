@@ -17,8 +17,9 @@ from ..handling._argument_values import ProducerScope
 from ..messaging._bus_connection import BusConnection
 from ..messaging._sent_replies import Replies
 from ..messaging._socket import Socket
-from ..messaging._turn import current_turn
+from ..messaging._turn import Turn, current_turn
 from ..options._retry_policy import Reject
+from ..registration._specs import Handler
 from ._lane import Lane
 
 __all__ = ["AfterCommit", "ExactlyOnceLane", "park_in", "recorded", "refuse_again"]
@@ -51,8 +52,19 @@ class ExactlyOnceLane(Lane):
         return self._refuses(self.source, envelope, handler)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """As of `Lane`; none, because something has to be done after every call."""
-        return [None] * len(self.handlers)
+        """As of `Lane`, with what has to be done around every call; none that may answer."""
+        return [
+            None if function is None or handler.responder else self._noting(function, handler)
+            for function, handler in zip(super().direct(instance), self.handlers, strict=True)
+        ]
+
+    def _noting(self, function: Callable[..., Any], handler: Handler) -> Callable[..., Any]:
+        async def call(**arguments: Any) -> None:
+            turn = current_turn.get()
+            assert turn is not None
+            await self._note(turn, partial(function, **arguments), handler)
+
+        return call
 
     def invoke(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
@@ -65,16 +77,21 @@ class ExactlyOnceLane(Lane):
     ) -> Any:
         turn = current_turn.get()
         assert turn is not None
+        call = partial(super().invoke, instance, index, arguments, scope)
+        return await self._note(turn, call, self.handlers[index])
+
+    async def _note(self, turn: Turn, call: Callable[[], Awaitable[Any]], handler: Handler) -> Any:
+        """Call a handler, and note what it has come to."""
         delivery = turn.delivery
         assert delivery is not None
         unit = delivery.tracker
         if not isinstance(unit, Unit):
-            return await super().invoke(instance, index, arguments, scope)
+            return await call()
         refuse_again(unit, delivery)
         turn.outcome = outcome = Outcome()
-        result = await super().invoke(instance, index, arguments, scope)
+        result = await call()
         if result is not None:
-            refuse_unrun(result, self.handlers[index].injection.name)
+            refuse_unrun(result, handler.injection.name)
         turn.refuse_failure()
         # What was posted to other buses has to be there before the message counts as handled.
         if turn.posts:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import random
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import aiokafka.errors as kafka
 import pytest
 
 from spa_dat import (
@@ -382,3 +385,32 @@ def test_large_batches_are_taken_apart_to_find_what_is_refused() -> None:
     assert known.letter_too
     refused.forget_before(15)
     assert refused.of(14) is None
+
+
+def test_transactions_that_keep_failing_are_a_problem_and_tried_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = forwarding()
+    tried: list[float] = []
+    commit, works = TransactionalProducer.commit, False
+
+    async def refused(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
+        tried.append(asyncio.get_running_loop().time())
+        if works:
+            return await commit(self, *arguments, **more)
+        raise TransactionFailed(kafka.GroupAuthorizationFailedError("shop.orders"))
+
+    monkeypatch.setattr(TransactionalProducer, "commit", refused)
+    with Harness(app) as harness:
+        harness.publish("orders", 1)
+        harness.advance(60)
+        waits = [after - before for before, after in itertools.pairwise(tried)]
+        assert len(waits) > 3
+        assert max(waits) > 5 * min(waits)
+        (problem,) = app.problems.values()
+        assert "nothing is committed" in problem
+        assert "not authorised for the group 'shop.orders'" in problem
+        works = True
+        harness.settle()
+        assert harness.published("invoices") == [1]
+        assert app.problems == {}

@@ -65,10 +65,10 @@ class GroupMember(ConsumerSessions):
         self._pauses: PartitionPauses | None = None
         moment = subscription.rewind_to
         self._rewind_to = None if moment is None else milliseconds(moment)
-        units: Units | None = None
+        self._units: Units | None = None
         if subscription.transactional:
-            units = Units(context, subscription, self._group)
-            units.check(self._selection)
+            self._units = Units(context, subscription, self._group)
+            self._units.check(self._selection)
         self._rebalances = Rebalances(
             context,
             self.identifier,
@@ -81,7 +81,7 @@ class GroupMember(ConsumerSessions):
             on_room=self._on_room,
             on_positions=self._positions_known,
             closed=self._closed,
-            units=units,
+            units=self._units,
         )
         self._next_look = 0.0
         self._looks_in_vain = 0
@@ -248,6 +248,8 @@ class GroupMember(ConsumerSessions):
     @property
     def trouble(self) -> str | None:
         trouble = super().trouble
+        if trouble is None and self._units is not None:
+            trouble = self._units.trouble
         if trouble is None and self._looks_in_vain >= _MOST_LOOKS_IN_VAIN:
             return str(join_refusal(TimeoutError(), NO_COORDINATOR, self._group, self._config))
         committer = self._rebalances.committer

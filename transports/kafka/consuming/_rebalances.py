@@ -172,6 +172,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             commit_within: returns how many seconds the last commit may take.
         """
         await self._stop_rolling_back()
+        if self._units is not None:
+            self._units.flush()
         try:
             assignment, committer = self.assignment, self.committer
             if assignment is None or committer is None:
@@ -298,10 +300,16 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         assert self._units is not None
         assignment.end()
         self._hold()
+        # What is fetched meanwhile would be put back again and again.
+        assigned = self._consumer.assignment()
+        self._consumer.pause(*(place for place in assignment.trackers if place in assigned))
+        delay = self._units.has_failed(error)
         if error.fenced:
             # Another member may have the partitions, and must not be fenced in turn: this one is
             # told so within that time.
-            await asyncio.sleep(2 * self._config.heartbeat_interval)
+            delay = max(delay, 2 * self._config.heartbeat_interval)
+        if delay:
+            await asyncio.sleep(delay)
         async with self._changing:
             if self.assignment is not assignment or self.committer is None:
                 return

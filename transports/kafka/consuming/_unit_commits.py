@@ -59,8 +59,10 @@ class UnitCommits:
         group: its id.
         make: makes the producer of a partition.
         refusals: what was refused, by partition.
+        on_committed: called after each transaction that has succeeded.
         on_failed: called once with the reason when a transaction has failed.
         changelog: the topic of the states of keys; empty if none are kept.
+        log: where failures are logged, of all assignments.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class UnitCommits:
         group: str,
         make: Callable[[TopicPartition], TransactionalProducer],
         refusals: Mapping[TopicPartition, RefusedOutcomes],
+        on_committed: Callable[[], None],
         on_failed: Callable[[TransactionFailed], None],
-        changelog: str = "",
+        changelog: str,
+        log: LimitedLog,
     ) -> None:
         self._changelog = changelog
         self._assignment = assignment
@@ -80,9 +84,10 @@ class UnitCommits:
         self._stats = stats
         self._group = group
         self._refusals = refusals
+        self._on_committed = on_committed
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
-        self._log = LimitedLog(_log)
+        self._log = log
         self._units: list[_Unit] = []
         for partition, tracker in assignment.trackers.items():
             assert isinstance(tracker, UnitTracker)
@@ -204,6 +209,7 @@ class UnitCommits:
             self._fail(place, error)
             return
         self._stats["kafka.transactions"] += 1
+        self._on_committed()
         tracker.has_committed(due)
         if tracker.states is not None:
             log = TopicPartition(self._changelog, place.partition)
@@ -236,7 +242,6 @@ class UnitCommits:
         """
         self._ended = True
         self._cancel_timer()
-        self._log.flush()
         ending = [
             asyncio.ensure_future(self._finish(unit, timeout, lost=lost)) for unit in self._units
         ]

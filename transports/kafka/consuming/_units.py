@@ -8,10 +8,13 @@ from typing import Any
 
 from aiokafka.structs import TopicPartition
 
+from ...._limited_log import LimitedLog
+from ...._logs import get_logger
 from ....errors import ConfigurationError
 from ..._contract import Subscription
 from .._aiokafka_private import client_of, find_topics
 from .._bus_context import BusContext
+from .._errors import describe
 from .._topic_names import Selection
 from ..producing._transactions import TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
@@ -21,7 +24,10 @@ from ._unit_tracker import RefusedOutcomes, UnitTracker
 
 __all__ = ["Units"]
 
+_log = get_logger(__name__)
+
 _FOUND_WITHIN = 5.0
+_MANY_FAILURES = 3
 
 
 class Units:
@@ -41,6 +47,11 @@ class Units:
         self._refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
         # Where a partition was begun, if nothing of it is committed yet.
         self._first: dict[TopicPartition, int] = {}
+        self._backoff = context.config.backoff(context.surroundings.environment)
+        self._log = LimitedLog(_log)
+        # In a row.
+        self._failures = 0
+        self._failure = ""
         self._keeps_states = subscription.keeps_states
         self._states: dict[TopicPartition, PartitionStates] = {}
         self._changelog = ""
@@ -58,6 +69,29 @@ class Units:
             f" cluster ({found}): give it one topic, for example by binding its addresses to"
             " one with KafkaConfig(topics=...), or use several actors"
         )
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing is committed, as text; None if transactions do not keep failing."""
+        if self._failures < _MANY_FAILURES:
+            return None
+        return f"nothing is committed, as transactions fail: {self._failure}"
+
+    def has_failed(self, error: TransactionFailed) -> float:
+        """Note that a transaction has failed; return the seconds until the next attempt."""
+        self._failures += 1
+        self._failure = describe(error.__cause__ or error)
+        # It may be over already, and what was read is soon handled again.
+        return 0.0 if self._failures == 1 else self._backoff.next_delay()
+
+    def flush(self) -> None:
+        """Log what was left out, at the end."""
+        self._log.flush()
+
+    def _has_committed(self) -> None:
+        if self._failures:
+            self._failures = 0
+            self._backoff.reset()
 
     def tracker(
         self,
@@ -88,8 +122,10 @@ class Units:
             self._group,
             self._producer,
             self._refusals,
+            self._has_committed,
             on_failed,
             self._changelog,
+            self._log,
         )
 
     async def restore(self, consumer: Any, assignment: Assignment) -> None:
@@ -130,6 +166,7 @@ class Units:
         """Go to what is committed, as the library may have asked for it too early."""
         for partition, tracker in assignment.trackers.items():
             if partition.topic in gone:
+                self._first.pop(partition, None)
                 continue
             if tracker.committed >= 0:
                 consumer.seek(partition, tracker.committed)
