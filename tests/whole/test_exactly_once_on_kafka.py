@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,14 @@ class Run:
 
     async def _attack(self, members: list[Process]) -> None:
         numbers, copies, rng = self.numbers, self.copies, self.rng
-        for member in members:
+        launches: Counter[str] = Counter()
+        for number, member in enumerate(members):
             member.launch()
+            launches[str(number)] += 1
         for _ in range(KILLS):
             async with numbers.flow(SHARE, self.ledger, rng.randrange(1, SHARE // 2)):
-                member = rng.choice(members)
+                number = rng.randrange(len(members))
+                member = members[number]
                 member.check()
                 if rng.random() < 0.5:
                     self.kills += 1
@@ -129,8 +133,15 @@ class Run:
                 member.send(signal.SIGCONT)
             else:
                 member.launch()
+                launches[str(number)] += 1
         await numbers.produce(SHARE)
         await eventually(lambda: copies.different >= numbers.count)
+        # Before that a signal would not be heard.
+        await eventually(lambda: self._all_live(launches))
+
+    def _all_live(self, launches: Counter[str]) -> bool:
+        self.ledger.read()
+        return self.ledger.lives >= launches
 
     @property
     def found(self) -> dict[str, list[Any]]:
