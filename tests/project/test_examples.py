@@ -34,6 +34,7 @@ EXPECTED = {
         "house/kitchen/temperature: 30 bytes of application/json",
         "house/notes: 23 bytes of text/plain",
     ],
+    "exactly_once": ["invoice for order 3: 30.0 euros", " invoices have come, 3 different ones"],
     "keyed": [
         "old: first message",
         "new: 75 km",

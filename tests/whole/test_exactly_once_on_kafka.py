@@ -112,10 +112,11 @@ class Run:
 
     async def _attack(self, members: list[Process]) -> None:
         numbers, copies, rng = self.numbers, self.copies, self.rng
-        launches: Counter[str] = Counter()
+        # One that was killed while it started has not said that it is ready.
+        lives: Counter[str] = Counter()
         for number, member in enumerate(members):
             member.launch()
-            launches[str(number)] += 1
+            lives[str(number)] = 1
         for _ in range(KILLS):
             async with numbers.flow(SHARE, self.ledger, rng.randrange(1, SHARE // 2)):
                 number = rng.randrange(len(members))
@@ -132,16 +133,17 @@ class Run:
             if member.running:
                 member.send(signal.SIGCONT)
             else:
+                self.ledger.read()
+                lives[str(number)] = self.ledger.lives[str(number)] + 1
                 member.launch()
-                launches[str(number)] += 1
         await numbers.produce(SHARE)
         await eventually(lambda: copies.different >= numbers.count)
         # Before that a signal would not be heard.
-        await eventually(lambda: self._all_live(launches))
+        await eventually(lambda: self._all_live(lives))
 
-    def _all_live(self, launches: Counter[str]) -> bool:
+    def _all_live(self, lives: Counter[str]) -> bool:
         self.ledger.read()
-        return self.ledger.lives >= launches
+        return self.ledger.lives >= lives
 
     @property
     def found(self) -> dict[str, list[Any]]:
