@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from .._environment import Environment
 from ._dead_letter_topics import removal
 from ._delivery import Delivery, Tracker
 from ._envelope import Envelope
 from ._wire_formats import opened
+
+if TYPE_CHECKING:
+    from ._units import Outcome
 
 __all__ = [
     "DEFAULT_WINDOW_BYTES",
@@ -333,12 +336,13 @@ class Bus(abc.ABC):
         """
         return opened(envelope)
 
-    def output_of(self, envelope: Envelope, *, letter: bool = False) -> object:
-        """Return a publish as `Outcome.outputs` takes it.
+    def add_output(self, outcome: Outcome, envelope: Envelope, *, letter: bool = False) -> None:
+        """Make a publish part of what a message comes to.
 
         Only a bus whose provider has ``has_transactions`` has to define it.
 
         Args:
+            outcome: of the message.
             envelope: what is published.
             letter: whether it is a dead letter, as for `park`.
 

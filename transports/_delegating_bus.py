@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._contract import Bus, Consumer, Receiver, Subscription
 from ._envelope import Envelope
+
+if TYPE_CHECKING:
+    from ._units import Outcome
 
 __all__ = ["DelegatingBus"]
 
@@ -92,9 +95,9 @@ class DelegatingBus(Bus):
         """See `Bus.opened`."""
         return self._bus.opened(envelope, wire)
 
-    def output_of(self, envelope: Envelope, *, letter: bool = False) -> object:
-        """See `Bus.output_of`."""
-        return self._bus.output_of(envelope, letter=letter)
+    def add_output(self, outcome: Outcome, envelope: Envelope, *, letter: bool = False) -> None:
+        """See `Bus.add_output`."""
+        self._bus.add_output(outcome, envelope, letter=letter)
 
     async def drain(self) -> None:
         """See `Bus.drain`."""

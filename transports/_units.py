@@ -18,19 +18,19 @@ class Outcome(msgspec.Struct, eq=False):
     """What handling one message has come to: kept with its acknowledgement, or not at all.
 
     Attributes:
-        outputs: what is published, as `Bus.output_of` has returned it.
+        outputs: what is published, as `Bus.add_output` has added it.
         committed: called once all of it is committed; never if it is not.
+        dropped: called if the attempt fails after all.
         key: the key whose state has changed; None if none has.
         value: what is kept of that key from now on; None for nothing.
-        undo: called if the attempt fails after all.
         size: the bytes of the outputs, once the unit has them.
     """
 
     outputs: list[object] = []
     committed: list[Callable[[], None]] = []
+    dropped: list[Callable[[], None]] = []
     key: str | None = None
     value: bytes | None = None
-    undo: Callable[[], None] | None = None
     size: int = 0
 
     def drop(self) -> None:
@@ -38,8 +38,9 @@ class Outcome(msgspec.Struct, eq=False):
         self.outputs.clear()
         self.committed.clear()
         self.key = self.value = None
-        if self.undo is not None:
-            self.undo()
+        dropped, self.dropped = self.dropped, []
+        for call in dropped:
+            call()
 
 
 class Refused(NamedTuple):

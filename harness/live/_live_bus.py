@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from ...errors import TransportError
@@ -18,6 +19,7 @@ from ...transports import (
     Tracker,
 )
 from ...transports._delegating_bus import DelegatingBus
+from ...transports._units import Outcome
 from .._errors import NotSimulated
 from ..simulated._stand_ins import HarnessBus, StandInProvider
 from ._arrivals import Arrivals, TrackedSubscription, WatchedReceiver
@@ -192,6 +194,20 @@ class _WatchedBus(DelegatingBus):
             confirmed = True
         finally:
             self._end(published, confirmed)
+
+    def add_output(self, outcome: Outcome, envelope: Envelope, *, letter: bool = False) -> None:
+        self._bus.add_output(outcome, envelope, letter=letter)
+        if letter:
+            self._pending += 1
+            outcome.committed.append(partial(self._parked, envelope))
+            return
+        published = self._begin(envelope)
+        outcome.committed.append(partial(self._end, published, True))
+        outcome.dropped.append(partial(self._end, published, False))
+
+    def _parked(self, envelope: Envelope) -> None:
+        self._pending -= 1
+        self._live.parked[envelope.id or f"letter {len(self._live.parked)}"] = envelope
 
     async def park(self, envelope: Envelope, *, timeout: float) -> None:
         self._pending += 1

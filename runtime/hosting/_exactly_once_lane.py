@@ -125,7 +125,9 @@ def park_in(delivery: Delivery, letter: Envelope, connection: BusConnection) -> 
     refused = unit.refused(delivery)
     if refused is not None and refused.letter_too:
         return False
-    unit.note(delivery, Outcome([connection.bus.output_of(letter, letter=True)]))
+    outcome = Outcome()
+    connection.bus.add_output(outcome, letter, letter=True)
+    unit.note(delivery, outcome)
     return True
 
 
@@ -143,7 +145,7 @@ def recorded(connection: BusConnection, envelope: Envelope, *, outputs: bool = T
     if turn.is_reply(envelope.topic):
         turn.outcome.committed.append(partial(_send, connection, envelope))
     elif outputs:
-        turn.outcome.outputs.append(connection.bus.output_of(envelope))
+        connection.bus.add_output(turn.outcome, envelope)
     else:
         return False
     connection.recorded(envelope)

@@ -105,7 +105,7 @@ class PartitionedLane(DurableLane):
                 cell.saved = self._read(StoredKey(stored, 0), cell.key)
             cell.unit = unit
         effects, outcome = turn.effects, turn.outcome = Effects(), Outcome()
-        outcome.undo = partial(self._undo, cell)
+        outcome.dropped.append(partial(self._undo, cell))
         try:
             result = await KeyedLane.invoke(self, instance, index, arguments, scope)
             if result is not None:

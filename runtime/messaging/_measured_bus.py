@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from ...transports import Bus, Envelope
 from ...transports._delegating_bus import DelegatingBus
 from ..metrics._conventions import system_of
 from ..metrics._measurements import Measurements, error_type
+
+if TYPE_CHECKING:
+    from ...transports._units import Outcome
 
 __all__ = ["MeasuredBus"]
 
@@ -39,12 +43,11 @@ class MeasuredBus(DelegatingBus):
         self._count(envelope)
         return posted
 
-    def output_of(self, envelope: Envelope, *, letter: bool = False) -> object:
-        """See `Bus.output_of`."""
-        output = self._bus.output_of(envelope, letter=letter)
+    def add_output(self, outcome: Outcome, envelope: Envelope, *, letter: bool = False) -> None:
+        """See `Bus.add_output`."""
+        self._bus.add_output(outcome, envelope, letter=letter)
         if not letter:
             self._count(envelope)
-        return output
 
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
         """See `Bus.publish`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spa_dat import DistributedApplication, Socket, busy_thread
+from spa_dat import DistributedApplication, RetryPolicy, Socket, busy_thread
 from spa_dat.errors import ConfigurationError
 from spa_dat.harness._pytest_fixture import HarnessFactory
 from spa_dat.harness.live import _live_bus
@@ -341,6 +341,36 @@ def test_a_recording_is_replayed_on_a_real_broker(
     with factory(application()) as harness:
         assert harness.replay(file, actor=actor) == 2
         assert harness.published("out") == ["x", "y"]
+
+
+@pytest.mark.kafka
+def test_what_is_committed_in_transactions_is_waited_for(kafka: Kafka) -> None:
+    app = DistributedApplication("kafka://somewhere", name="shop")
+    billed: list[int] = []
+
+    @app.application("orders", exactly_once=True, retry=RetryPolicy(attempts=1))
+    async def orders(number: int, socket: Socket) -> None:
+        await socket.publish("invoices", number)
+        if number == 2:
+            raise ValueError("bad luck")
+
+    @app.application("invoices")
+    async def bill(number: int) -> None:
+        billed.append(number)
+
+    factory = HarnessFactory({}, brokers=lambda: KafkaBrokers(kafka))
+    try:
+        harness = factory(app)
+        harness.expect_failure(ValueError)
+        for number in range(4):
+            harness.publish("orders", number)
+        harness.settle()
+        assert sorted(billed) == [0, 1, 3]
+        assert sorted(harness.published("invoices")) == [0, 1, 3]
+        (letter,) = harness.dead_letters()
+        assert letter.payload == b"2"
+    finally:
+        factory.close()
 
 
 @pytest.mark.kafka

@@ -16,6 +16,7 @@ from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._outbox import payload_too_large
 from .._topics import reply_prefix
+from .._units import Outcome
 from .._wire_formats import WireFormats
 from ._aiokafka_private import check_compression
 from ._bus_context import BusContext
@@ -172,12 +173,14 @@ class KafkaBus(Bus):
         letter, record = self._letter(envelope)
         await self._publisher.outbox.publish(letter, timeout, record)
 
-    def output_of(self, envelope: Envelope, *, letter: bool = False) -> Record:
+    def add_output(self, outcome: Outcome, envelope: Envelope, *, letter: bool = False) -> None:
         if letter:
-            return self._letter(envelope)[1]
-        if self._packs or envelope.wire is not None:
-            envelope = self._wires.packed(envelope)
-        return self._encode(envelope)
+            record = self._letter(envelope)[1]
+        elif self._packs or envelope.wire is not None:
+            record = self._encode(self._wires.packed(envelope))
+        else:
+            record = self._encode(envelope)
+        outcome.outputs.append(record)
 
     async def unpark(self, letter: Envelope, *, timeout: float) -> None:
         # A topic forgets nothing on request: who reads the letters finds that this one is gone. It
