@@ -69,8 +69,14 @@ class Takeovers:
         """Whether this program gives way, at all its places."""
         return self._contest.given_up
 
-    def lost(self, held: float) -> None:
-        """Note that the place was lost after so many seconds; end the program if it gives way."""
+    def lost(self, held: float, *, expired: bool) -> None:
+        """Note that the place was lost, and end the program if it gives way.
+
+        Args:
+            held: for how many seconds the place was held.
+            expired: whether the session may have expired since the group was joined. On a busy
+                machine it does, and then nobody has taken the place.
+        """
         self._surroundings.stats["kafka.memberships_lost"] += 1
         if self._contest.given_up:
             return
@@ -82,6 +88,9 @@ class Takeovers:
                 settled=_PATIENCE_OF_SETTLED,
             )
         self._rivalry.held(held)
+        if expired:
+            self._rivalry.over()
+            return
         self._rivalry.pushed_out()
         if not self._rivalry.gives_way:
             return

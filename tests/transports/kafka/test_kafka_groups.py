@@ -13,6 +13,7 @@ from aiokafka.admin import NewPartitions
 from spa_dat.errors import ConnectionLost
 from spa_dat.testing import Kafka, Proxy
 from spa_dat.transports import DeliveryState, Envelope
+from spa_dat.transports.kafka import _bus
 from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix
 from support.kafka_consuming import Taker, committed, taker
 from support.waiting import eventually
@@ -344,9 +345,12 @@ async def test_a_member_whose_handler_hangs_leaves_its_partitions_to_others(
 
 
 async def test_a_member_that_was_away_too_long_comes_back(
-    kafka: Kafka, caplog: pytest.LogCaptureFixture
+    kafka: Kafka, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.ERROR, "spa_dat")
+    # Its session has expired: that is no sign of another program, however little patience it has.
+    monkeypatch.setattr(_bus, "_LEAST_PATIENCE", 1)
+    monkeypatch.setattr(_bus, "_MOST_PATIENCE", 2)
     prefix = new_prefix()
     await create(kafka.server, f"{prefix}a", 2)
     options: dict[str, Any] = {"prefix": prefix, "session_timeout": 1.0}
@@ -369,6 +373,7 @@ async def test_a_member_that_was_away_too_long_comes_back(
         await proxy.allow()
         await eventually(lambda: (len(one.partitions), len(two.partitions)) == (1, 1))
         assert one.stats["kafka.memberships_lost"] == 1
+        assert one.client.fatal == []
         one.on_delivery = lambda delivery: delivery.settle()
         running.settle()
         await publish(client, range(20, 60))

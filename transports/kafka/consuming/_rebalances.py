@@ -122,7 +122,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self._takeovers = Takeovers(context.contest, context.surroundings, identifier, group)
         self._state = MemberState.JOINING
         self._epoch = 0
-        self._joined_at = 0.0
+        self._joining_since = self._joined_at = 0.0
         # Whether the receiver was told to hold.
         self._held = False
         self._reassigned = asyncio.Event()
@@ -196,6 +196,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
                 await self._give_up()
         except Exception:  # noqa: BLE001 (nobody else would say so)
             _log.exception("consumer %r could not give back partitions", self._identifier)
+        # The library joins again as soon as this returns.
+        self._joining_since = asyncio.get_running_loop().time()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         try:
@@ -221,7 +223,11 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             self._forget()
         self._stats["kafka.rebalances"] += 1
         if self._state is MemberState.LOST:
-            self._takeovers.lost(asyncio.get_running_loop().time() - self._joined_at)
+            now = asyncio.get_running_loop().time()
+            self._takeovers.lost(
+                now - self._joined_at,
+                expired=now - self._joining_since >= self._config.session_timeout,
+            )
             if self._takeovers.given_up:
                 # The library would take the place again as soon as this returns, and the other
                 # program might then give way, too. Closing cancels this.
