@@ -131,6 +131,9 @@ def unpack(data: bytes) -> Shipment:
     # It comes from the parent, which is the program itself.
     shipment, names, by_value = pickle.loads(data)  # noqa: S301
     for module, values in names.items():
+        if module not in by_value:
+            # It has been imported: it came along as an object.
+            continue
         if module not in sys.modules:
             sys.modules[module] = types.ModuleType(module)
         vars(sys.modules[module]).update(values)
@@ -140,10 +143,17 @@ def unpack(data: bytes) -> Shipment:
             function = inspect.getattr_static(function, attribute, None)
             function = getattr(function, "__func__", function)
         function = inspect.unwrap(_innermost(function))
-        if isinstance(function, types.FunctionType) and function.__module__ in by_value:
+        if isinstance(function, types.FunctionType) and not _is_of_its_module(function, by_value):
             function.__annotations__ = dict(types_)
     packed: Shipment = shipment
     return packed
+
+
+def _is_of_its_module(function: types.FunctionType, by_value: set[str]) -> bool:
+    """Whether it was imported; one that was made inside another one has only the names it uses."""
+    if function.__module__ in by_value or function.__module__ not in sys.modules:
+        return False
+    return vars(sys.modules[function.__module__]) is function.__globals__
 
 
 def _innermost(function: Any) -> Any:
@@ -363,6 +373,9 @@ def _names_of(shipment: Shipment, by_value: set[str]) -> dict[str, dict[str, Any
             seen.add(id(cls))
             for base in cls.__mro__:
                 if base.__module__ not in by_value:
+                    if "<locals>" in base.__qualname__ and base.__module__ in sys.modules:
+                        # It is pickled by value, and its annotations are names of its module.
+                        names[base.__module__] = {"": sys.modules[base.__module__]}
                     continue
                 known = vars(sys.modules.get(base.__module__, types.ModuleType("none")))
                 for annotation in inspect.get_annotations(base).values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket as network
 import sqlite3
 import sys
@@ -246,3 +247,47 @@ async def test_modules_that_a_child_could_not_import_are_sent(tmp_path: Path) ->
             assert await app.socket().request("in", 7, reply=int) == 42
     finally:
         del sys.modules["made_up"]
+
+
+_IMPORTABLE = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spa_dat import DistributedApplication, Message, Socket
+
+
+@dataclass
+class Celsius:
+    value: float
+
+
+def plant() -> DistributedApplication:
+    app = DistributedApplication("memory://", name="plant")
+
+    @dataclass
+    class Reading:
+        temperature: Celsius
+
+    @app.application("in", placement="process")
+    async def work(reading: Reading, message: Message[Reading], socket: Socket) -> float:
+        return reading.temperature.value
+
+    return app
+"""
+
+
+async def test_what_is_made_in_a_function_of_a_module_that_a_child_can_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with ``python -m pytest``, where a child finds the modules of tests."""
+    (tmp_path / "importable_plant.py").write_text(_IMPORTABLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    app = importlib.import_module("importable_plant").plant()
+    try:
+        async with app:
+            reading = {"temperature": {"value": 21.5}}
+            got = await app.socket().request("in", reading, reply=float, timeout=60)
+        assert got == 21.5
+    finally:
+        del sys.modules["importable_plant"]
