@@ -320,6 +320,18 @@ def test_replies_to_what_is_replayed_reach_nobody_who_waits_for_others(file: Pat
         assert harness.published("_spa/reply/#") == [2]
 
 
+@pytest.mark.parametrize("profile", ["mqtt", "kafka"])
+@pytest.mark.parametrize("address", ["$SYS/x", "a/+", "", "a" + "/a" * 300, "a b"])
+def test_a_reply_address_of_a_stranger_keeps_no_recording_from_being_replayed(
+    file: Path, address: str, profile: Any
+) -> None:
+    app, got = watcher()
+    written(file, at(1.0, response_topic=address), at(2.0))
+    with Harness(app, profile=profile) as harness:
+        assert harness.replay(file) == 2
+    assert len(got) == 2
+
+
 def test_lanes_and_batches_are_recorded_and_replayed(file: Path) -> None:
     def make() -> tuple[DistributedApplication, list[Any]]:
         app = DistributedApplication("memory://", name="many")
