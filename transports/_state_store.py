@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -25,6 +26,8 @@ SECONDS_HANDLED = 86_400.0
 """How long a store knows a message that was handled, in seconds."""
 MOST_HANDLED = 1_000_000
 """How many of them it knows."""
+# What handlers publish has ids of this kind: UUIDs of version 5.
+_DERIVED = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -167,7 +170,7 @@ def identity_of(actor: str, key: str, envelope: Envelope) -> MessageIdentity | N
     """
     if envelope.id is None:
         return None
-    sender = envelope.source or envelope.topic
+    sender = _sender_of(envelope, envelope.id)
     # A key may have what no text in UTF-8 can have.
     parts = (actor, key.encode("utf-8", "surrogatepass"), sender, envelope.id)
     name = hashlib.sha256(_encode(parts)).digest()[:16]
@@ -176,3 +179,17 @@ def identity_of(actor: str, key: str, envelope: Envelope) -> MessageIdentity | N
     )
     content.update(envelope.payload)
     return MessageIdentity(name, content.digest()[:16])
+
+
+def _sender_of(envelope: Envelope, identifier: str) -> str:
+    """Return whom the id of a message is unique to.
+
+    What one instance of an application has published may be published again by another, with the
+    same id, if they share the messages that it follows from.
+    """
+    source = envelope.source or envelope.topic
+    levels = source.split("/", 3)
+    if len(levels) == 3 and _DERIVED.fullmatch(identifier):
+        application, _, actor = levels
+        return f"{application}/{actor}"
+    return source

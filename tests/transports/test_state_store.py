@@ -138,6 +138,19 @@ def test_a_message_that_was_handled_is_a_conflict_and_keeps_nothing_else_from_be
     assert values(store, "k", "other") == {"k": b"{}", "other": b"{}"}
 
 
+def test_what_another_instance_sends_again_is_the_same_message() -> None:
+    def sent(source: str, identifier: str = "8a6e0804-2bd0-5672-b79d-d97027f9071a") -> object:
+        return identity_of("a", "k", Envelope(topic="t", source=source, id=identifier))
+
+    assert sent("app/0/relay") == sent("app/host-7/relay")
+    assert sent("app/0/relay") != sent("app/0/other")
+    assert sent("app/0/relay") != sent("other/0/relay")
+    # These are not derived from the message that they follow from.
+    assert sent("app/0/relay", "7") != sent("app/1/relay", "7")
+    assert sent("a/0") != sent("a/1")
+    assert sent("plant/0/line/1") != sent("plant/1/line/1")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("topic", "u"), ("payload", b"y"), ("type", "z"), ("content_type", "z"), ("source", "z")],

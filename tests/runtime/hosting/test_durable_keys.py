@@ -149,6 +149,31 @@ async def test_a_message_that_comes_again_is_known_and_another_with_its_id_is_no
         assert app.stats["messages.without_id"] == 1
 
 
+@pytest.mark.virtual
+def test_what_two_instances_publish_for_one_message_counts_once() -> None:
+    def relaying(instance: str) -> DistributedApplication:
+        relay = DistributedApplication("memory://plant", name="relay", instance=instance)
+
+        @relay.application("in/#", deliver="share")
+        async def pass_on(payload: int, socket: Socket) -> None:
+            await socket.publish("work/all", payload)
+
+        return relay
+
+    app = DistributedApplication("memory://plant", name="app")
+
+    @app.application("work/{key}", per="key", state=Count, durable=True)
+    async def work(n: int, state: Count) -> None:
+        state.n += n
+
+    with Harness(relaying("0"), relaying("1"), app) as harness:
+        # As if the one that got it first had ended before it was acknowledged.
+        for _ in range(10):
+            harness.publish("in/x", 1, id="same")
+        harness.settle()
+        assert harness.state("work", key="all").n == 1
+
+
 async def test_one_id_for_messages_of_several_keys_and_senders_hides_none_of_them(
     tmp_path: Path,
 ) -> None:
