@@ -113,7 +113,10 @@ class CommittedMessages:
     def _is_sent(self, message: _Waiting, stale: bool) -> bool:
         delivery, outputs = message.delivery, message.outputs
         if delivery is not None and delivery.state is DeliveryState.SETTLED:
-            # What the bus has refused for good is a dead letter.
+            if outputs is not None and not outputs.confirmed:
+                # What the bus has refused for good is a dead letter, whose replay sends it.
+                self._outputs.pop(message.number, None)
+                return True
             if outputs is not None:
                 self.sent.append(message.number)
             self._unacknowledged.put(message)

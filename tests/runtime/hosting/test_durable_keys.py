@@ -22,12 +22,21 @@ from spa_dat import (
     Socket,
     on,
 )
-from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, NotHere, RemoteError
+from spa_dat.errors import (
+    ConfigurationError,
+    EncodeError,
+    MessageTooLarge,
+    NotHere,
+    PublishRefused,
+    RemoteError,
+)
 from spa_dat.runtime.hosting._durable_lane import DurableLane
+from spa_dat.runtime.messaging._stored_letter import LetterFilter
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope
 from spa_dat.transports._sqlite_states import SqliteStates
 from spa_dat.transports._state_store import Change
+from spa_dat.transports.memory import MemoryBus
 from support.waiting import eventually
 
 ONCE = RetryPolicy(attempts=1)
@@ -93,6 +102,13 @@ def test_without_undoing_the_states_they_would_be_wrong(monkeypatch: pytest.Monk
     monkeypatch.setattr(DurableLane, "_undo", lambda self, cell: None)
     with pytest.raises(AssertionError):
         run(1, 0.0, None)
+
+
+async def replayed(app: DistributedApplication) -> list[str]:
+    run = app._runs.current
+    assert run is not None
+    found = [letter async for _, letter in run.dead_letters.stored(LetterFilter())]
+    return [(await run.dead_letters.replay(letter.name)).outcome for letter in found]
 
 
 def application(folder: Path, got: list[Any]) -> DistributedApplication:
@@ -172,6 +188,41 @@ def test_what_two_instances_publish_for_one_message_counts_once() -> None:
             harness.publish("in/x", 1, id="same")
         harness.settle()
         assert harness.state("work", key="all").n == 1
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_what_the_bus_has_refused_is_sent_when_the_dead_letter_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    got: list[Any] = []
+    is_refused = True
+    post = MemoryBus.post
+
+    def refusing(bus: MemoryBus, envelope: Envelope) -> asyncio.Future[None]:
+        if envelope.topic != "done/a" or not is_refused:
+            return post(bus, envelope)
+        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        refused.set_exception(PublishRefused("not authorised"))
+        return refused
+
+    monkeypatch.setattr(MemoryBus, "post", refusing)
+    app = application(tmp_path, got)
+    # It keeps the dead letter while the other one is away.
+    async with DistributedApplication("memory://durable"):
+        async with app:
+            await app.socket().publish("work/a", 1)
+            await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+            if not restart:
+                is_refused = False
+                assert await replayed(app) == ["handled"]
+                await eventually(lambda: got == [("a", 1)])
+        if restart:
+            app = application(tmp_path, got)
+            async with app:
+                assert await replayed(app) == ["failed"]
+                is_refused = False
+                assert await replayed(app) == ["handled"]
+                await eventually(lambda: got == [("a", 1)])
 
 
 async def test_one_id_for_messages_of_several_keys_and_senders_hides_none_of_them(
