@@ -24,6 +24,7 @@ from ...transports import Delivery, Envelope, payload_too_large
 from ...transports._outbox import size_of
 from ...transports._state_store import Change, Handled, MessageIdentity, StoredKey, identity_of
 from ..handling._argument_values import ProducerScope
+from ..messaging._recording_socket import RecordingSocket
 from ..messaging._socket import Socket
 from ..messaging._turn import Effects, Turn, current_turn
 from ..options._option_checks import check_name
@@ -148,14 +149,18 @@ class DurableLane(KeyedLane):
         record = self._reader.record(found[key], key)
         return None if record.state is None else self._reader.state(record, key)
 
-    async def _invoke_and_commit(
-        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
-    ) -> Any:
+    def _at_work(self) -> tuple[KeyCell, Turn, Delivery]:
+        """Return the key, the turn and the message that the lane is handling."""
         cell, turn = self.cell, current_turn.get()
         assert cell is not None
         assert turn is not None
-        delivery = turn.delivery
-        assert delivery is not None
+        assert turn.delivery is not None
+        return cell, turn, turn.delivery
+
+    async def _invoke_and_commit(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Any:
+        cell, turn, delivery = self._at_work()
         reminder = delivery if isinstance(delivery, ReminderDelivery) else None
         message = identity_of(self.actor_name, cell.key, delivery.envelope)
         if message is None:
@@ -460,20 +465,8 @@ class DurableLane(KeyedLane):
         )
 
 
-class _DurableSocket(KeyedSocket):
+class _DurableSocket(RecordingSocket, KeyedSocket):
     """The socket of one lane, which records what a handler publishes until it has succeeded."""
-
-    def __init__(self, *args: Any, lane: KeyedLane) -> None:
-        super().__init__(*args, lane=lane)
-        self._send = self._record_or_send
-        self._post = self._record_or_post
-
-    async def _record_or_send(self, envelope: Envelope, *, timeout: float) -> None:
-        if not self._recorded(envelope):
-            await self._connection.publish(envelope, timeout=timeout)
-
-    def _record_or_post(self, envelope: Envelope) -> object:
-        return None if self._recorded(envelope) else self._connection.post(envelope)
 
     def _recorded(self, envelope: Envelope) -> bool:
         turn: Turn | None = current_turn.get()

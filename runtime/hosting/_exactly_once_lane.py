@@ -15,6 +15,7 @@ from ...transports._delegating_bus import DelegatingBus
 from ...transports._units import Outcome, Unit
 from ..handling._argument_values import ProducerScope
 from ..messaging._bus_connection import BusConnection
+from ..messaging._recording_socket import RecordingSocket
 from ..messaging._sent_replies import Replies
 from ..messaging._socket import Socket
 from ..messaging._turn import Turn, current_turn
@@ -36,7 +37,7 @@ class ExactlyOnceLane(Lane):
 
     def _make_socket(self) -> Socket:
         options, runtime = self.options, self.runner.runtime
-        return _RecordingSocket(self.connection, self.source, runtime, options.codec, options.wire)
+        return _OutcomeSocket(self.connection, self.source, runtime, options.codec, options.wire)
 
     def make_replies(self) -> Replies:
         """As of `Lane`, sent after the commit."""
@@ -152,20 +153,11 @@ def recorded(connection: BusConnection, envelope: Envelope, *, outputs: bool = T
     return True
 
 
-class _RecordingSocket(Socket):
+class _OutcomeSocket(RecordingSocket):
     """The socket of a lane, which records what a handler publishes until it is committed."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._send = self._record_or_send
-        self._post = self._record_or_post
-
-    async def _record_or_send(self, envelope: Envelope, *, timeout: float) -> None:
-        if not recorded(self._connection, envelope):
-            await self._connection.publish(envelope, timeout=timeout)
-
-    def _record_or_post(self, envelope: Envelope) -> object:
-        return None if recorded(self._connection, envelope) else self._connection.post(envelope)
+    def _recorded(self, envelope: Envelope) -> bool:
+        return recorded(self._connection, envelope)
 
 
 class AfterCommit(DelegatingBus):

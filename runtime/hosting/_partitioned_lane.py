@@ -14,9 +14,10 @@ from ...transports import Delivery, Envelope
 from ...transports._state_store import StoredKey
 from ...transports._units import Outcome, Unit
 from ..handling._argument_values import ProducerScope
+from ..messaging._recording_socket import RecordingSocket
 from ..messaging._sent_replies import Replies
 from ..messaging._socket import Socket
-from ..messaging._turn import Effects, current_turn
+from ..messaging._turn import Effects
 from ..options._retry_policy import Reject
 from ._durable_lane import DurableLane
 from ._exactly_once_lane import AfterCommit, park_in, recorded, refuse_again
@@ -52,7 +53,7 @@ class PartitionedLane(DurableLane):
 
     def _make_socket(self) -> Socket:
         options, runtime = self.options, self.runner.runtime
-        return _RecordingSocket(
+        return _OutcomeSocket(
             self.connection, self.source, runtime, options.codec, options.wire, lane=self
         )
 
@@ -85,11 +86,7 @@ class PartitionedLane(DurableLane):
     async def _invoke_and_commit(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
     ) -> Any:
-        cell, turn = self.cell, current_turn.get()
-        assert cell is not None
-        assert turn is not None
-        delivery = turn.delivery
-        assert delivery is not None
+        cell, turn, delivery = self._at_work()
         unit = delivery.tracker
         if not isinstance(unit, Unit):
             raise Reject(
@@ -167,20 +164,12 @@ async def _all(posts: list[asyncio.Future[None]]) -> None:
     await asyncio.gather(*posts)
 
 
-class _RecordingSocket(KeyedSocket):
+class _OutcomeSocket(RecordingSocket, KeyedSocket):
     """The socket of a lane, which records what a handler publishes until it is committed."""
 
     def __init__(self, *args: Any, lane: KeyedLane) -> None:
         super().__init__(*args, lane=lane)
         self._outputs = lane.options.exactly_once
-        self._send = self._record_or_send
-        self._post = self._record_or_post
 
-    async def _record_or_send(self, envelope: Envelope, *, timeout: float) -> None:
-        if not recorded(self._connection, envelope, outputs=self._outputs):
-            await self._connection.publish(envelope, timeout=timeout)
-
-    def _record_or_post(self, envelope: Envelope) -> object:
-        if recorded(self._connection, envelope, outputs=self._outputs):
-            return None
-        return self._connection.post(envelope)
+    def _recorded(self, envelope: Envelope) -> bool:
+        return recorded(self._connection, envelope, outputs=self._outputs)
