@@ -378,7 +378,7 @@ class ProcessWorker:
         count = len(slots)
         self.finished += count
         # One message at a time says how long the way there and back takes, and not the work.
-        if count > 1 or len(self._in_flight) > 1 or self._lane.outlet.items:
+        if count > 1 or (count and (len(self._in_flight) > 1 or self._lane.outlet.items)):
             self._note_pace(count)
         for slot in slots:
             delivery = self._freed(slot)
@@ -390,7 +390,7 @@ class ProcessWorker:
 
     def _note_pace(self, count: int) -> None:
         now = self._loop.time()
-        took = max((now - self._since) / max(count, 1), _LEAST_TIME)
+        took = max((now - self._since) / count, _LEAST_TIME)
         before = self._a_message
         self._a_message = took if not before else 0.7 * before + 0.3 * took
         self._since = now
