@@ -21,12 +21,12 @@ from .._credentials import PasswordUnavailable
 from .._tls_probe import answers_tls
 from ._config import MqttConfig
 from ._connection_events import ClientHandler, Ending, Loss
-from ._connection_group import ConnectionGroup
+from ._connection_group import CLOSE_TIMEOUT, ConnectionGroup
 from ._replaced_identifiers import (
-    SessionProbe,
     replaced_identifiers,
     replaces_identifiers,
 )
+from ._session_probe import SessionProbe
 from ._takeovers import SETTLED, Takeovers
 from .protocol._client import MqttClient
 from .protocol._open_socket import (
@@ -53,7 +53,6 @@ __all__ = ["Connection", "ConnectionOwner"]
 _log = get_logger(__name__)
 
 _CUT_OFF = (ConnectionResetError, ssl.SSLEOFError)
-_CLOSE_TIMEOUT = 2.0
 _LOOK_TIMEOUT = 5.0
 _TRACE_SECONDS = 60
 _NO_SUBSCRIPTION = 0x11
@@ -389,7 +388,7 @@ class Connection:
         except Exception as error:  # noqa: BLE001 (the next attempt meets it again)
             _log.debug("the session of %r could not be examined: %s", self._identifier, error)
         finally:
-            await client.disconnect(_CLOSE_TIMEOUT)
+            await client.disconnect(CLOSE_TIMEOUT)
         self._takeovers.looked(foreign=foreign)
 
     def _kicked_off(self) -> SpaDatError:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from .protocol._client import MqttClient
 
-__all__ = ["ConnectionGroup"]
+__all__ = ["CLOSE_TIMEOUT", "ConnectionGroup"]
 
-_CLOSE_TIMEOUT = 2.0
+CLOSE_TIMEOUT = 2.0
+"""Seconds for which a broker is waited for when a connection is closed."""
 _SHORT_CLOSE_TIMEOUT = 0.2
 _REMEMBERED = 10.0
 _LATELY = 60.0
@@ -92,5 +93,5 @@ class ConnectionGroup:
             return
         loop = asyncio.get_running_loop()
         is_silent = loop.time() < self._silent_until
-        answered = await client.disconnect(_SHORT_CLOSE_TIMEOUT if is_silent else _CLOSE_TIMEOUT)
+        answered = await client.disconnect(_SHORT_CLOSE_TIMEOUT if is_silent else CLOSE_TIMEOUT)
         self._silent_until = 0.0 if answered else loop.time() + _REMEMBERED

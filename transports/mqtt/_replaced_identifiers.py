@@ -5,38 +5,17 @@ from __future__ import annotations
 from ..._logs import get_logger
 from ...errors import ConfigurationError
 from .._contract import Surroundings
-from .._envelope import Envelope
 from ._config import MqttConfig
-from ._connection_events import Loss
+from ._connection_group import CLOSE_TIMEOUT
+from ._session_probe import SessionProbe
 from .protocol._client import MqttClient
 
-__all__ = ["SessionProbe", "replaced_identifiers", "replaces_identifiers"]
+__all__ = ["replaced_identifiers", "replaces_identifiers"]
 
 _log = get_logger(__name__)
 
-_CLOSE_TIMEOUT = 2.0
 # The session of the first of two connections has to be there while the second one connects.
 _BRIEFLY = 1
-
-
-class SessionProbe:
-    """Ignores everything on a connection whose only purpose is to look at the session."""
-
-    session_present = False
-
-    def on_connected(self, session_present: bool) -> None:
-        self.session_present = session_present
-
-    def on_lost(self, loss: Loss) -> None:
-        """Do nothing: nothing depends on it."""
-
-    def on_message(
-        self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
-    ) -> None:
-        """Leave the message unacknowledged."""
-
-    def on_confirmed(self, note: object, code: int) -> None:
-        """Do nothing: nothing is published here."""
 
 
 async def replaces_identifiers(
@@ -68,7 +47,7 @@ async def replaces_identifiers(
         _log.debug("whether identifiers are kept could not be examined: %s", error)
     finally:
         for client in clients:
-            await client.disconnect(_CLOSE_TIMEOUT)
+            await client.disconnect(CLOSE_TIMEOUT)
     return [probe.session_present for probe in probes] == [False, True]
 
 

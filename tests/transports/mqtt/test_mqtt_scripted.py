@@ -23,7 +23,7 @@ from spa_dat.errors import (
 )
 from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt import MqttConfig
-from spa_dat.transports.mqtt._replaced_identifiers import SessionProbe
+from spa_dat.transports.mqtt._session_probe import SessionProbe
 from spa_dat.transports.mqtt.protocol._client import MqttClient
 from support.mqtt import Recorder, client
 from support.scripted import Packet, Peer, ScriptedBroker, connack, publish, suback

@@ -17,7 +17,7 @@ from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt import MqttConfig
 from spa_dat.transports.mqtt._connection_events import Ending, Loss
 from spa_dat.transports.mqtt._connection_group import ConnectionGroup
-from spa_dat.transports.mqtt._replaced_identifiers import SessionProbe
+from spa_dat.transports.mqtt._session_probe import SessionProbe
 from spa_dat.transports.mqtt._takeovers import Takeovers
 from spa_dat.transports.mqtt.protocol._client import MqttClient
 from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, BrokerReason, Packet
