@@ -211,8 +211,11 @@ class ActorRunner:
     def _peek(self) -> Callable[[str], Awaitable[Any]] | None:
         if self.keyed is None or not self.options.durable:
             return None
-        lane: Any = self.lanes[0]
-        loop = self._loop
+        # Only who needs it pays for the module.
+        from ._durable_lane import DurableLane
+
+        lane, loop = self.lanes[0], self._loop
+        assert isinstance(lane, DurableLane)
 
         async def peek(key: str) -> Any:
             if asyncio.get_running_loop() is not loop:

@@ -135,9 +135,9 @@ class KeyedHost:
             lane: KeyedLane = PartitionedLane(self._runner, self, number)
         elif states is not None and self.options.durable:
             # Only who needs them pays for the modules.
-            from ._durable_lane import DurableLane
+            from ._stored_lane import StoredLane
 
-            lane = DurableLane(self._runner, self, number, states)
+            lane = StoredLane(self._runner, self, number, states)
         else:
             lane = KeyedLane(self._runner, self, number)
         self.lanes = (*self.lanes, lane)

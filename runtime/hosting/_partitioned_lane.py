@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..._texts import quoted
 from ...actors import refuse_unrun
@@ -15,18 +15,13 @@ from ...transports._state_store import StoredKey
 from ...transports._units import Outcome, Unit
 from ..handling._argument_values import ProducerScope
 from ..messaging._recording_socket import RecordingSocket
-from ..messaging._sent_replies import Replies
 from ..messaging._socket import Socket
 from ..messaging._turn import Effects
 from ..options._retry_policy import Reject
 from ._durable_lane import DurableLane
-from ._exactly_once_lane import AfterCommit, park_in, recorded, refuse_again
 from ._keyed_lane import KeyedLane, KeyedSocket
 from ._keyed_mailbox import KeyCell
-
-if TYPE_CHECKING:
-    from ._actor_runner import ActorRunner
-    from ._keyed_host import KeyedHost
+from ._outcome_lane import OutcomeLane, recorded, refuse_again
 
 __all__ = ["PartitionedLane", "WrongKey"]
 
@@ -35,36 +30,21 @@ class WrongKey(Reject):
     """A record has another key than its address, so that its partition may be another one, too."""
 
 
-class PartitionedLane(DurableLane):
+class PartitionedLane(OutcomeLane, DurableLane):
     """A lane of a durable keyed actor on a bus with transactions.
 
     The new state of a key is committed with the acknowledgement of the message that has changed
     it, and with what was published if the actor has ``exactly_once``. If the handler fails, or the
     commit does, the state is forgotten and loaded again.
 
-    Args:
-        runner: the runner of its actor.
-        host: the actor's.
-        number: which lane it is.
+    Args: those of `DurableLane`.
     """
-
-    def __init__(self, runner: ActorRunner, host: KeyedHost, number: int) -> None:
-        super().__init__(runner, host, number, None)
 
     def _make_socket(self) -> Socket:
         options, runtime = self.options, self.runner.runtime
         return _OutcomeSocket(
             self.connection, self.source, runtime, options.codec, options.wire, lane=self
         )
-
-    def make_replies(self) -> Replies:
-        """As of `Lane`, sent after the commit."""
-        return self.connection.replies_in(self.options.wire, AfterCommit(self.connection))
-
-    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
-        """As of `Lane`: committed with the acknowledgement, unless it was refused there."""
-        if not park_in(delivery, letter, self.connection):
-            await super().park(delivery, letter, timeout)
 
     def alias(self) -> str:
         """As of `KeyedLane`: the partition, all of whose replies wait for the same commits."""
@@ -99,7 +79,7 @@ class PartitionedLane(DurableLane):
             stored = unit.load(cell.key)
             cell.saved = None
             if stored is not None:
-                cell.saved = self._read(StoredKey(stored, 0), cell.key)
+                cell.saved = self.kept.read(StoredKey(stored, 0), cell.key)
             cell.unit = unit
         effects, outcome = turn.effects, turn.outcome = Effects(), Outcome()
         outcome.dropped.append(partial(self._undo, cell))
@@ -108,7 +88,7 @@ class PartitionedLane(DurableLane):
             if result is not None:
                 refuse_unrun(result, self.handlers[index].injection.name)
             turn.refuse_failure()
-            record, value = self._changed(cell, effects, None)
+            record, value = self.kept.changed(cell, effects, None)
             # What is not in the transaction has to be there before the message counts as handled.
             if turn.posts:
                 await self.away(_all(turn.posts), delivery)
@@ -144,8 +124,7 @@ class PartitionedLane(DurableLane):
             for unit in route.router.trackers:
                 stored = unit.peek(key) if isinstance(unit, Unit) else None
                 if stored is not None:
-                    record = self._reader.record(StoredKey(stored, 0), key)
-                    return None if record.state is None else self._reader.state(record, key)
+                    return self.kept.copy_of(StoredKey(stored, 0), key)
         raise NotHere(
             f"key {quoted(key, 200)} of actor {self.actor_name!r} has no state in the partitions"
             " that this instance has: send a request to the key, which goes to whoever has it"

@@ -247,14 +247,9 @@ class GroupMember(ConsumerSessions):
 
     @property
     def trouble(self) -> str | None:
-        trouble = super().trouble
-        if trouble is None and self._units is not None:
-            trouble = self._units.trouble
+        trouble = super().trouble or self._rebalances.trouble
         if trouble is None and self._looks_in_vain >= _MOST_LOOKS_IN_VAIN:
             return str(join_refusal(TimeoutError(), NO_COORDINATOR, self._group, self._config))
-        committer = self._rebalances.committer
-        if trouble is None and isinstance(committer, Committer):
-            return committer.trouble
         return trouble
 
     async def _look(self) -> None:

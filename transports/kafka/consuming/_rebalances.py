@@ -142,6 +142,12 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
 
     # Called by the member.
 
+    @property
+    def trouble(self) -> str | None:
+        """Why what is settled is not committed, as text; None if that does not keep failing."""
+        commits = self.committer or self._units
+        return None if commits is None else commits.trouble
+
     def use(self, consumer: Any, guard: PartitionGuard) -> None:
         """Listen to this consumer of the library from now on."""
         self._consumer = consumer

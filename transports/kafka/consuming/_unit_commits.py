@@ -63,6 +63,7 @@ class UnitCommits:
         on_failed: called once with the reason when a transaction has failed.
         changelog: the topic of the states of keys; empty if none are kept.
         log: where failures are logged, of all assignments.
+        trouble: returns why transactions of all assignments keep failing; None if they do not.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class UnitCommits:
         on_failed: Callable[[TransactionFailed], None],
         changelog: str,
         log: LimitedLog,
+        trouble: Callable[[], str | None],
     ) -> None:
         self._changelog = changelog
         self._assignment = assignment
@@ -88,6 +90,7 @@ class UnitCommits:
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._log = log
+        self._trouble = trouble
         self._units: list[_Unit] = []
         for partition, tracker in assignment.trackers.items():
             assert isinstance(tracker, UnitTracker)
@@ -114,6 +117,11 @@ class UnitCommits:
                 start.cancel()
             await asyncio.gather(*starting, return_exceptions=True)
             raise
+
+    @property
+    def trouble(self) -> str | None:
+        """As of `Units`: with the first transaction that fails the assignment is over."""
+        return self._trouble()
 
     @property
     def pending(self) -> bool:

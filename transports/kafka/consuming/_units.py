@@ -126,6 +126,7 @@ class Units:
             on_failed,
             self._changelog,
             self._log,
+            lambda: self.trouble,
         )
 
     async def restore(self, consumer: Any, assignment: Assignment) -> None:

@@ -1,0 +1,163 @@
+"""What a durable keyed actor keeps of its keys: how it is read, and what messages make of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..._limited_log import LimitedLog
+from ..._texts import quoted
+from ...errors import DecodeError, EncodeError, StateUnreadable
+from ...transports._state_store import StoredKey
+from ..messaging._turn import Effects
+from ..options._retry_policy import Reject
+from ..payloads._codec import JSON, encode_as
+from ..payloads._type_readers import type_name
+from ._key_records import KeyRecord, Reminder
+from ._keyed_mailbox import KeyCell
+from ._reminders import ReminderDelivery
+from ._state_reader import StateReader
+
+if TYPE_CHECKING:
+    from ._actor_runner import ActorRunner
+    from ._keyed_host import KeyedHost
+
+__all__ = ["KeptStates"]
+
+_MOST_STATE = 900_000
+_LARGE_STATE = 100_000
+_MOST_REMINDERS = 1_000
+
+
+class KeptStates:
+    """Reads what is kept of the keys of one actor, and makes what is to be kept next.
+
+    Args:
+        runner: the runner of the actor.
+        host: the actor's.
+        log: where large states are told.
+
+    Attributes:
+        ttl: seconds for which a state is kept that does not change; None for ever.
+    """
+
+    def __init__(self, runner: ActorRunner, host: KeyedHost, log: LimitedLog) -> None:
+        self._runner = runner
+        self._host = host
+        self._log = log
+        self._now = runner.connection.surroundings.environment.now
+        self._reader = StateReader(runner.options, self._now)
+        self._type = runner.options.state
+        self._version = runner.options.kept.version
+        self.ttl = runner.options.kept.ttl
+
+    def read(self, stored: StoredKey, key: str) -> KeyRecord:
+        """Return what is stored of a key; stop the actor, and raise, if it cannot be read."""
+        try:
+            return self._reader.record(stored, key)
+        except StateUnreadable as error:
+            self._give_up(error)
+            raise
+
+    def state_in(self, record: KeyRecord, key: str) -> Any:
+        """Return the state of a key that is to be changed; as `read` if it cannot be read."""
+        try:
+            return self._reader.state(record, key)
+        except StateUnreadable as error:
+            self._give_up(error)
+            raise
+
+    def _give_up(self, error: StateUnreadable) -> None:
+        # What it cannot read must neither be overwritten nor be skipped.
+        self._runner.fail(error)
+
+    def copy_of(self, stored: StoredKey, key: str) -> Any:
+        """Return a state to look at; None if there is none.
+
+        Raises:
+            StateUnreadable: it cannot be read.
+        """
+        record = self._reader.record(stored, key)
+        return None if record.state is None else self._reader.state(record, key)
+
+    def forget_expired(self, cell: KeyCell) -> None:
+        """Forget a state that has expired: it is not there any more."""
+        if self._reader.has_expired(cell.saved):
+            cell.reset()
+
+    def changed(
+        self, cell: KeyCell, effects: Effects, fired: ReminderDelivery | None
+    ) -> tuple[KeyRecord | None, bytes | None]:
+        """Return what is to be kept of a key, and that as bytes; None for what is kept already.
+
+        Args:
+            cell: the key.
+            effects: of its message.
+            fired: the message, if it is a reminder.
+        """
+        saved = cell.saved
+        reminders = {} if saved is None or effects.deletes else dict(saved.reminders)
+        if fired is not None:
+            reminders.pop(fired.name, None)
+        for name, reminder in effects.reminders.items():
+            if reminder is None:
+                reminders.pop(name, None)
+            elif fired is not None and (name, reminder[0]) == (fired.name, fired.due):
+                # Another time, so that it is another message.
+                due, payload, content_type = reminder
+                later = math.nextafter(due, math.inf)
+                reminders[name] = Reminder(later, payload, content_type)
+            else:
+                reminders[name] = Reminder(*reminder)
+        state = None if effects.deletes else self._encoded(cell)
+        if state is None and not reminders:
+            return None, None if saved is None else b""
+        changed, version = self._now(), self._version
+        if saved is not None and state == saved.state:
+            changed = saved.changed
+            if version == saved.version and reminders == saved.reminders:
+                return None, None
+        _check_number(cell, reminders)
+        record = KeyRecord(state, version, changed, reminders=reminders)
+        return record, record.as_bytes()
+
+    def _encoded(self, cell: KeyCell) -> bytes:
+        """Return the state of a key as it is to be kept; raise if it cannot be."""
+        named = f"the state that was made of key {quoted(cell.key, 200)}"
+        try:
+            state = encode_as(self._host.state_of(cell), JSON)
+        except EncodeError as error:
+            raise EncodeError(f"{named} is not kept: {error}") from error
+        if cell.saved is not None and state == cell.saved.state:
+            return state
+        size = len(state)
+        if size > _MOST_STATE:
+            raise Reject(
+                f"the state of key {quoted(cell.key, 200)} has {size} bytes, and {_MOST_STATE} are"
+                " allowed: keep less in it, or use more keys"
+            )
+        try:
+            # What cannot be read again would stop the actor for good.
+            self._reader.check(state)
+        except DecodeError as error:
+            wanted, why = type_name(self._type), error.__cause__ or error
+            raise EncodeError(f"{named} is not kept, because it is no {wanted}: {why}") from error
+        if size > _LARGE_STATE:
+            self._log.warning(
+                "the state of key %s has %d bytes, which are written for each message",
+                quoted(cell.key, 200),
+                size,
+            )
+        return state
+
+
+def _check_number(cell: KeyCell, reminders: Mapping[str, Reminder]) -> None:
+    """Raise Reject for more reminders of a key than are allowed, or larger ones."""
+    size = sum(len(one.payload) for one in reminders.values())
+    if size > _LARGE_STATE or len(reminders) > _MOST_REMINDERS:
+        raise Reject(
+            f"key {quoted(cell.key, 200)} has {len(reminders)} reminders with {size} bytes of"
+            f" payload, and {_MOST_REMINDERS} with {_LARGE_STATE} bytes are allowed: keep in the"
+            " state what they are about"
+        )

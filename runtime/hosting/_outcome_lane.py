@@ -1,0 +1,111 @@
+"""What lanes have in common whose messages come to an outcome that the bus commits."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from ..._texts import describe
+from ...errors import SpaDatError
+from ...transports import Delivery, Envelope, on_outcome
+from ...transports._delegating_bus import DelegatingBus
+from ...transports._units import Outcome, Unit
+from ..messaging._bus_connection import BusConnection
+from ..messaging._sent_replies import Replies
+from ..messaging._turn import current_turn
+from ..options._retry_policy import Reject
+from ._lane import Lane
+
+__all__ = ["OutcomeLane", "recorded", "refuse_again"]
+
+
+class OutcomeLane(Lane):
+    """A lane whose replies and dead letters are parts of the outcome of a message.
+
+    Messages that do not belong to a unit, such as replayed ones, have none.
+    """
+
+    def make_replies(self) -> Replies:
+        """As of `Lane`, sent after the commit."""
+        return self.connection.replies_in(self.options.wire, _AfterCommit(self.connection))
+
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+        """As of `Lane`: committed with the acknowledgement, unless it was refused there."""
+        unit = delivery.tracker
+        refused = unit.refused(delivery) if isinstance(unit, Unit) else None
+        if not isinstance(unit, Unit) or (refused is not None and refused.letter_too):
+            await super().park(delivery, letter, timeout)
+            return
+        outcome = Outcome()
+        self.connection.bus.add_output(outcome, letter, letter=True)
+        unit.note(delivery, outcome)
+
+
+def refuse_again(unit: Unit, delivery: Delivery) -> None:
+    """Raise Reject if the outcome of an earlier receipt of a message was refused."""
+    refused = unit.refused(delivery)
+    if refused is not None:
+        raise Reject(
+            f"what an earlier attempt has published was refused: {describe(refused.error)}"
+        )
+
+
+def recorded(connection: BusConnection, envelope: Envelope, *, outputs: bool = True) -> bool:
+    """Record what a handler publishes in the outcome of its message; return whether it was.
+
+    Args:
+        connection: the bus.
+        envelope: what is published.
+        outputs: whether everything is recorded, and not only replies.
+    """
+    turn = current_turn.get()
+    if turn is None or not turn.active or turn.outcome is None:
+        return False
+    if turn.is_reply(envelope.topic):
+        turn.outcome.committed.append(partial(_send, connection, envelope))
+    elif outputs:
+        connection.bus.add_output(turn.outcome, envelope)
+    else:
+        return False
+    connection.recorded(envelope)
+    return True
+
+
+class _AfterCommit(DelegatingBus):
+    """Posts the reply to a request once what the request has come to is committed.
+
+    Args:
+        connection: whose bus it is.
+    """
+
+    def __init__(self, connection: BusConnection) -> None:
+        super().__init__(connection.bus)
+        self._connection = connection
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        """See `Bus.post`; what is posted without an outcome goes at once."""
+        turn = current_turn.get()
+        if turn is None or turn.outcome is None:
+            return self._bus.post(envelope)
+        turn.outcome.committed.append(partial(_send, self._connection, envelope))
+        # The message does not have to wait for it.
+        done: asyncio.Future[None] = self._connection.loop.create_future()
+        done.set_result(None)
+        return done
+
+
+def _send(connection: BusConnection, reply: Envelope) -> None:
+    """Send a reply that nobody waits for here: if it is lost, its requester asks again."""
+    try:
+        posted = connection.bus.post(reply)
+    except SpaDatError as error:
+        connection.surroundings.stats["replies.refused"] += 1
+        connection.lost_posts.report(_failed(connection, error))
+        return
+    on_outcome(posted, connection.lost_posts.report)
+
+
+def _failed(connection: BusConnection, error: SpaDatError) -> asyncio.Future[None]:
+    posted: asyncio.Future[None] = connection.loop.create_future()
+    posted.set_exception(error)
+    return posted

@@ -1,0 +1,317 @@
+"""The lanes of a durable keyed actor whose states are in a store beside the bus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..._texts import describe, quoted
+from ...actors import refuse_unrun
+from ...errors import ConfigurationError, MessageTooLarge, OutboxFull, RemoteError
+from ...transports import Delivery, Envelope, payload_too_large
+from ...transports._outbox import size_of
+from ...transports._state_store import Change, Handled, MessageIdentity, identity_of
+from ..handling._argument_values import ProducerScope
+from ..messaging._recording_socket import RecordingSocket
+from ..messaging._socket import Socket
+from ..messaging._turn import Effects, Turn, current_turn
+from ..options._option_checks import check_name
+from ..payloads._codec import encode
+from ..registration._reminder_handlers import ANY_REMINDER
+from ._commit_steps import Reached
+from ._committed_messages import SentOutputs
+from ._durable_lane import DurableLane
+from ._durable_states import DurableStates, post_with_room
+from ._key_records import KeyRecord
+from ._keyed_lane import KeyedLane, KeyedSocket
+from ._keyed_mailbox import KeyCell
+from ._reminders import ReminderDelivery
+
+if TYPE_CHECKING:
+    from ._actor_runner import ActorRunner
+    from ._keyed_host import KeyedHost
+
+__all__ = ["StoredLane"]
+
+# Bytes that one message may publish, with so many for each besides its own.
+_MOST_OUTPUT = 67_108_864
+_FOR_EACH_OUTPUT = 1_000
+# Seconds before a key is woken again.
+_AFTER_FAILURE = 1.0
+
+
+class StoredLane(DurableLane):
+    """A lane of a durable keyed actor on a bus without transactions.
+
+    What a handler publishes is recorded. After it, the new state of the key, what was published,
+    and that the message was handled are committed together; only then anything is sent. If the
+    handler fails, or the commit does, the state is forgotten and loaded again.
+
+    Args:
+        runner: the runner of its actor.
+        host: the actor's.
+        number: which lane it is.
+        states: loads and commits them.
+    """
+
+    def __init__(
+        self, runner: ActorRunner, host: KeyedHost, number: int, states: DurableStates
+    ) -> None:
+        super().__init__(runner, host, number)
+        self._states = states
+        self._reached = states.reached
+
+    def _make_socket(self) -> Socket:
+        options, runtime = self.options, self.runner.runtime
+        return _StoringSocket(
+            self.connection, self.source, runtime, options.codec, options.wire, lane=self
+        )
+
+    def instance_for(self, cell: KeyCell, shared: Any) -> Any:
+        """As of `KeyedLane`; a state that has expired is not there any more."""
+        self.kept.forget_expired(cell)
+        return super().instance_for(cell, shared)
+
+    async def peek(self, key: str) -> Any:
+        """As of `DurableLane`."""
+        actor = self.actor_name
+        found = await self._states.ask(lambda store: store.load(actor, (key,)))
+        return self.kept.copy_of(found[key], key) if key in found else None
+
+    async def _invoke_and_commit(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Any:
+        cell, turn, delivery = self._at_work()
+        reminder = delivery if isinstance(delivery, ReminderDelivery) else None
+        message = identity_of(self.actor_name, cell.key, delivery.envelope)
+        if message is None:
+            self.stats["messages.without_id"] += 1
+        key = None if cell.active else cell.key
+        known = await self._states.look_up(self.actor_name, key, message)
+        if key is not None:
+            stored = known.stored
+            cell.saved = None if stored is None else self.kept.read(stored, key)
+        is_set = reminder is not None and _is_set(cell.saved, reminder)
+        if known.handled is not None and is_set:
+            # It was set again, for the same time, after it had been handled.
+            message = None
+        elif known.handled is not None:
+            await self._send_again(known.handled, turn, delivery)
+            return None
+        if known.reused:
+            self.stats["messages.id_reused"] += 1
+        if reminder is not None and not is_set:
+            # It was replaced or removed while it waited for its turn.
+            return None
+        effects = turn.effects = Effects()
+        try:
+            result = await KeyedLane.invoke(self, instance, index, arguments, scope)
+            if result is not None:
+                refuse_unrun(result, self.handlers[index].injection.name)
+            turn.refuse_failure()
+            record, value = self.kept.changed(cell, effects, reminder)
+            # What was posted to other buses has to be there before the message counts as handled.
+            if turn.posts:
+                await asyncio.gather(*turn.posts)
+            number = await self.away(
+                self._committed(cell, record, value, message, effects.outputs), delivery
+            )
+        except BaseException:
+            turn.effects = None
+            self._undo(cell)
+            raise
+        turn.effects = None
+        if reminder is not None:
+            reminder.removed = True
+        if effects.deletes:
+            cell.reset()
+        elif record is not None:
+            cell.saved = msgspec.structs.replace(record, revision=number)
+        outputs = None
+        if effects.outputs:
+            outputs = self._states.new_outputs(number, effects.outputs)
+            await self._send(outputs, delivery)
+        self._watch(number, delivery, turn, outputs)
+        return result
+
+    async def _send(self, outputs: SentOutputs, delivery: Delivery) -> None:
+        """Post what was committed; it may be more than the bus has room for at a time."""
+        connection = self.connection
+        try:
+            outputs.post(connection.post)
+        except OutboxFull:
+            await self.away(post_with_room(outputs, connection.bus, connection.post), delivery)
+
+    def _watch(
+        self, number: int, delivery: Delivery, turn: Turn, outputs: SentOutputs | None
+    ) -> None:
+        self._states.watch(number, delivery)
+        if self._reached is not None:
+            turn.add(asyncio.ensure_future(self._published(outputs, self._reached)))
+
+    async def _published(self, outputs: SentOutputs | None, reached: Reached) -> None:
+        """Wait until all is confirmed; only then the message may be acknowledged."""
+        if outputs is not None and outputs.pending:
+            await asyncio.wait(outputs.pending)
+        if outputs is None or outputs.confirmed:
+            await reached("published")
+
+    async def _send_again(self, handled: Handled, turn: Turn, delivery: Delivery) -> None:
+        """Send what a message has published that was handled before, as far as it is not sent."""
+        self.stats["messages.known"] += 1
+        outputs = None
+        if handled.outputs:
+            outputs = self._states.outputs_of(handled, self.connection)
+            # Some of it may be on its way since the message came first, or since the start.
+            for posted in outputs.pending:
+                # Only one may be told of an outcome itself, which is whoever posted it.
+                turn.add(asyncio.shield(posted))
+            await self._send(outputs, delivery)
+        self._watch(handled.number, delivery, turn, outputs)
+        if turn.request is not None:
+            raise RemoteError(
+                "AlreadyHandled", "the request was handled before, and its reply is not kept"
+            )
+
+    async def wake(self, cell: KeyCell) -> None:
+        """As of `KeyedLane`: hand out reminders, delete a state that has expired."""
+        alarms = self.host.alarms
+        assert alarms is not None
+        wait: float | None = _AFTER_FAILURE
+        try:
+            wait = await self.away(self._do_what_is_due(cell), self.item)
+        except Exception as error:  # noqa: BLE001 (it is tried again, whatever it is)
+            self.log.warning(
+                "what it is time for in key %s is done later: %s",
+                quoted(cell.key, 200),
+                describe(error),
+            )
+        finally:
+            if wait is not None:
+                alarms.has_rested(cell.key, wait)
+
+    async def _do_what_is_due(self, cell: KeyCell) -> float | None:
+        """Return when there may be more to do, in seconds; None if that is told otherwise."""
+        reminders = self.host.reminders
+        assert reminders is not None
+        known = await self._states.look_up(self.actor_name, cell.key, None)
+        failed = reminders.failed.get(cell.key, ())
+        if known.stored is not None:
+            record = self.kept.read(known.stored, cell.key)
+            left = {
+                name: reminder
+                for name, reminder in record.reminders.items()
+                if not any(_is_set(record, one) and one.name == name for one in failed)
+            }
+            now = self.environment.now()
+            due = [(name, reminder) for name, reminder in left.items() if reminder.due <= now]
+            if len(left) < len(record.reminders) or not due:
+                # What became a dead letter goes, and what has expired. If there is nothing of the
+                # kind it is not time yet, as with another ttl than the one it was written with.
+                await self._write_again(cell, msgspec.structs.replace(record, reminders=left))
+            if due:
+                reminders.failed.pop(cell.key, None)
+                reminders.deliver(cell, sorted(due, key=lambda one: one[1].due))
+                return None
+        reminders.failed.pop(cell.key, None)
+        return 0.0
+
+    async def _write_again(self, cell: KeyCell, record: KeyRecord) -> None:
+        is_empty = record.state is None and not record.reminders
+        value = b"" if is_empty else record.as_bytes()
+        before = cell.saved
+        # What was loaded now is what is there.
+        cell.saved = record
+        try:
+            number = await self._committed(cell, record, value, None, ())
+        except BaseException:
+            cell.saved = before
+            raise
+        self._states.done_with(number)
+        if record.state is None or not cell.active:
+            cell.reset()
+        else:
+            cell.saved = msgspec.structs.replace(record, revision=number)
+
+    async def _committed(
+        self,
+        cell: KeyCell,
+        record: KeyRecord | None,
+        value: bytes | None,
+        message: MessageIdentity | None,
+        outputs: Sequence[Envelope],
+    ) -> int:
+        """Commit what has become of a key, and return the number of that."""
+        wake = None if record is None else record.wake(self.kept.ttl)
+        if self._reached is not None:
+            await self._reached("handled")
+        number = await self._states.commit(
+            Change(
+                self.actor_name,
+                cell.key,
+                0 if cell.saved is None else cell.saved.revision,
+                value,
+                message,
+                tuple(outputs),
+                self.environment.now(),
+                wake,
+            )
+        )
+        if self._reached is not None:
+            await self._reached("committed")
+        if self.host.alarms is not None:
+            self.host.alarms.note(wake)
+        return number
+
+    def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
+        """See `Context.remind`."""
+        known = [one for handler in self.handlers for one in handler.reminders]
+        known.remove(ANY_REMINDER)
+        if name not in known:
+            there_are = ", ".join(map(repr, known)) or "none"
+            raise ConfigurationError(
+                f"context.remind({quoted(name)}): no handler of actor {self.actor_name!r} has this"
+                f" name; there are: {there_are}. @on_reminder({quoted(name)}) makes one of a"
+                f" method, and @app.on_reminder({self.actor_name!r}, {quoted(name)}) of a function"
+            )
+        effects = self._effects(cell, "context.remind()")
+        effects.reminders[name] = (due, *encode(payload))
+
+    def forget_reminder_of(self, cell: KeyCell, name: str) -> None:
+        """See `Context.forget_reminder`."""
+        check_name("context.forget_reminder(): reminder", name)
+        self._effects(cell, "context.forget_reminder()").reminders[name] = None
+
+
+class _StoringSocket(RecordingSocket, KeyedSocket):
+    """The socket of one lane, which records what a handler publishes until it has succeeded."""
+
+    def _recorded(self, envelope: Envelope) -> bool:
+        turn: Turn | None = current_turn.get()
+        if turn is None or not turn.active or turn.effects is None:
+            return False
+        most = self._connection.bus.max_payload
+        if len(envelope.payload) > most:
+            raise payload_too_large(envelope, most)
+        self._connection.provider.check_message(envelope)
+        self._connection.recorded(envelope)
+        effects = turn.effects
+        size = effects.size + size_of(envelope) + _FOR_EACH_OUTPUT
+        if size > _MOST_OUTPUT:
+            raise MessageTooLarge(
+                "what this message publishes is committed as a whole, and with the one to"
+                f" {quoted(envelope.topic)} it has {size} bytes, while {_MOST_OUTPUT} are allowed:"
+                " publish less for each message"
+            )
+        effects.size = size
+        effects.outputs.append(envelope)
+        return True
+
+
+def _is_set(record: KeyRecord | None, delivery: ReminderDelivery) -> bool:
+    """Return whether a reminder is still what it was when it was handed out."""
+    reminder = None if record is None else record.reminders.get(delivery.name)
+    return reminder is not None and reminder.due == delivery.due
