@@ -24,9 +24,12 @@ from support.machine import examples
 from support.postgres import Postgres
 from support.program import Program, Start
 from support.running import run_async_test
+from support.shared_kafka import KafkaOfTheRun, SharedKafka
 
 B = TypeVar("B", bound=BrokerProcess)
-_SHARED_KAFKA = {"kafka", "kafka_broker", "kafka_to_break"}
+_BROKEN = "kafka_to_break"
+_KAFKA: pytest.StashKey[KafkaOfTheRun] = pytest.StashKey()
+_ADDRESS = "address of the Kafka of the run"
 
 # Timing says nothing on a busy machine. On CI the same examples every time: what random ones find
 # is found, and mended, where somebody looks.
@@ -37,9 +40,26 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of pytest-xdist where to ask for the Kafka that all processes share."""
+    config: pytest.Config = node.config
+    if _KAFKA not in config.stash:
+        config.stash[_KAFKA] = KafkaOfTheRun(node.workerinput["workercount"])
+    node.workerinput[_ADDRESS] = config.stash[_KAFKA].address
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the Kafka that all processes share: they have ended."""
+    if _KAFKA in config.stash:
+        config.stash[_KAFKA].close()
+
+
 def pytest_configure() -> None:
     # Nothing is captured here.
     keep_stderr()
+    # Collecting makes millions of objects that stay.
+    gc.disable()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell has what it starts in the background ignore Ctrl-C, which tests send.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,19 +68,21 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of several processes, let half begin with the tests on Kafka, and the others with long ones.
 
-    So not every process starts a Kafka of its own, which costs as much as hundreds of tests, and no
-    long test is left over at the end, when the other processes have nothing to do any more.
+    So the brokers of a module, and the one that tests break, are started in one process only, as
+    each costs as much as hundreds of tests, and no long test is left over at the end, when the
+    other processes have nothing to do any more.
     """
     processes: int = getattr(config, "workerinput", {}).get("workercount", 1)
     if processes == 1:
         return
     first: list[list[pytest.Item]] = [[] for _ in range(processes)]
     half = (processes + 1) // 2
-    modules: dict[Path, list[pytest.Item]] = {}
+    on_one_broker: dict[Path | str, list[pytest.Item]] = {}
     for item in filter(_is_on_kafka, items):
-        modules.setdefault(item.path, []).append(item)
-    # The largest first: so the shares become equal, and modules stay whole, with their own brokers.
-    for tests in sorted(modules.values(), key=len, reverse=True):
+        broken = _BROKEN in getattr(item, "fixturenames", ())
+        on_one_broker.setdefault(_BROKEN if broken else item.path, []).append(item)
+    # The largest first: so the shares become equal.
+    for tests in sorted(on_one_broker.values(), key=len, reverse=True):
         min(first[:half], key=len).extend(tests)
     for share in first[:half]:
         share.sort(key=_is_long, reverse=True)
@@ -82,12 +104,13 @@ def pytest_collection_finish() -> None:
     """Let no collection of garbage look at the thousands of tests again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _is_on_kafka(item: pytest.Item) -> bool:
     if item.get_closest_marker("kafka") is None:
         return False
-    return not _is_long(item) or not _SHARED_KAFKA.isdisjoint(getattr(item, "fixturenames", ()))
+    return not _is_long(item) or _BROKEN in getattr(item, "fixturenames", ())
 
 
 def _is_long(item: pytest.Item) -> bool:
@@ -184,9 +207,14 @@ def own_mosquitto() -> Iterator[Callable[..., Mosquitto]]:
 
 
 @pytest.fixture(scope="session")
-def kafka(kafka_broker: Kafka) -> Kafka:
-    """Return the broker that all tests share: use topics and groups of your own."""
-    return kafka_broker
+def kafka(request: pytest.FixtureRequest) -> Kafka:
+    """Return the broker that all tests share, of all processes: use your own topics and groups."""
+    require(Kafka)
+    worker: dict[str, Any] | None = getattr(request.config, "workerinput", None)
+    if worker is None:
+        broker: Kafka = request.getfixturevalue("kafka_broker")
+        return broker
+    return SharedKafka.asked_for(worker[_ADDRESS], int(worker["workerid"].removeprefix("gw")))
 
 
 @pytest.fixture(scope="session")
