@@ -153,14 +153,16 @@ class Cell(Generic[A]):
         stopped: Callable[[], None] | None,
         alias: Callable[[], str] | None = None,
     ) -> None:
-        self.owner = owner
+        self.owner: ActorSystem = owner
         self._factory: Callable[[], A] | None = factory
         self._restart = restart
         self.receive: Callable[[A, Any], Awaitable[None]] = receive or receive_message
         self._leftover = leftover
         self._stopped = stopped
-        self.state = _STARTING
-        self.discard = self.leaves = self._afresh = False
+        self.state: CellState = _STARTING
+        self.discard: bool = False
+        self.leaves: bool = False
+        self._afresh = False
         # What a paused actor waits for.
         self._gate: asyncio.Future[None] | None = None
         self.ended_with: RestartLimitReached | None = None
@@ -169,10 +171,10 @@ class Cell(Generic[A]):
         self._pykka_ref: PykkaRef | None = None
         self._pykka_stops: list[ActorFuture] | None = None
         self._urn: str | None = None
-        self.failures = 0
-        self.alias = alias
-        self.name = name
-        self.mailbox = mailbox
+        self.failures: int = 0
+        self.alias: Callable[[], str] | None = alias
+        self.name: str = name
+        self.mailbox: Mailbox = mailbox
         self.ref: ActorRef[A] = ActorRef(self)
         self.actor_class: type[Actor] = Actor
         # Context variables that the constructor sets must not leak to the spawner or other actors.
@@ -180,7 +182,7 @@ class Cell(Generic[A]):
         loop = asyncio.get_running_loop()
         mailbox.bind(loop, name)
         self.task: asyncio.Task[None] = loop.create_task(self._run(), name=f"actor {name}")
-        self.guard = TaskGuard(self, self.task, self._cancellation_cleared)
+        self.guard: TaskGuard = TaskGuard(self, self.task, self._cancellation_cleared)
         # In a context that is there already: one for each actor would be one more to keep.
         self.task.add_done_callback(self._ended, context=owner.context)
 

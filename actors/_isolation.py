@@ -102,8 +102,8 @@ class TaskGuard:
         self._told = False
         self._by_groups = 0
         self.end: End | None = None
-        self.interrupted = False
-        self.task = task
+        self.interrupted: bool = False
+        self.task: asyncio.Task[None] = task
         # Not a subclass of Task: a loop's task factory decides on the class.
         task.cancel = self._asked  # type: ignore[method-assign]
 
@@ -246,7 +246,7 @@ class Isolated:
         self._run = context.run
         self._steps = coroutine if steps is None else steps
         self._waits_for = waits_for
-        self.cr_await = coroutine
+        self.cr_await: Any = coroutine
 
     @property
     def cr_frame(self) -> FrameType | None:

@@ -156,22 +156,22 @@ class Mailbox:
         if (key is None) == (overflow is Overflow.LATEST_BY_KEY):
             problem = "needs a key function" if key is None else "has no use for a key function"
             raise ConfigurationError(f"overflow policy {overflow.value!r} {problem}")
-        self.capacity = capacity
-        self.overflow = overflow
-        self.key = key
+        self.capacity: int = capacity
+        self.overflow: Overflow = overflow
+        self.key: Callable[[Any], Hashable] | None = key
         self.items: deque[Any] = deque()
         self._latest: dict[Hashable, Slot] | None = None if key is None else {}
         self._closed = False
-        self.limit = capacity if key is None else 0
+        self.limit: int = capacity if key is None else 0
         self.getter: asyncio.Future[None] | None = None
         self._places: Places | None = None
-        self.looks_after = key is not None
+        self.looks_after: bool = key is not None
         self._incoming: deque[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self.dropped = 0
+        self.dropped: int = 0
         self.on_drop: Callable[[Any], None] | None = None
-        self.name = ""
+        self.name: str = ""
 
     @property
     def _reserved(self) -> int:

@@ -17,7 +17,9 @@ from ._deadlocks import current_frame, deadlock, find_cycle
 from ._local_message import LocalMessage
 
 if TYPE_CHECKING:
+    from ._actor import Actor
     from ._cell import Cell
+    from ._mailbox import Mailbox
 
 __all__ = [
     "SUPPORTED",
@@ -246,10 +248,10 @@ class PykkaRef(pykka.ActorRef[Any]):
     def __init__(self, cell: Cell[Any]) -> None:
         self._cell = cell
         self._actor_weakref = cell.current_instance  # type: ignore[assignment]
-        self.actor_class = cell.actor_class
-        self.actor_urn = cell.urn
-        self.actor_inbox = cell.mailbox  # type: ignore[assignment]
-        self.actor_stopped = StoppedFlag(cell)  # type: ignore[assignment]
+        self.actor_class: type[Actor] = cell.actor_class
+        self.actor_urn: str = cell.urn
+        self.actor_inbox: Mailbox = cell.mailbox  # type: ignore[assignment]
+        self.actor_stopped: StoppedFlag = StoppedFlag(cell)  # type: ignore[assignment]
 
     def tell(self, message: Any) -> None:
         """Send a message from any thread.

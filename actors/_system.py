@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 import pykka
@@ -62,9 +62,9 @@ class ActorSystem:
         check_pykka()
         self.name = name
         # What actors fail at often contains text from a stranger's message.
-        self.log = LimitedLog(_log)
-        self.environment = Environment() if environment is None else environment
-        self.context = copy_context()
+        self.log: LimitedLog = LimitedLog(_log)
+        self.environment: Environment = Environment() if environment is None else environment
+        self.context: Context = copy_context()
         self._on_failure = on_failure
         self._on_unhandled = on_unhandled
         self._cells: dict[str, Cell[Any]] = {}

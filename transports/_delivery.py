@@ -188,9 +188,9 @@ class Tracker:
         self._release = release
         self._on_settled = on_settled
         self._slots: deque[Delivery] = deque()
-        self.epoch = 0
-        self.size = 0
-        self.full = False
+        self.epoch: int = 0
+        self.size: int = 0
+        self.full: bool = False
         self.tenure: Tenure | None = None
 
     def __len__(self) -> int:

@@ -92,12 +92,12 @@ class OutboxEntry(asyncio.Future[None]):
         answers: int = 0,
     ) -> None:
         super().__init__()
-        self.envelope = envelope
-        self.note = note
-        self.writes = 0
-        self.put_off = ""
-        self.size = size
-        self.awaited = False
+        self.envelope: Envelope = envelope
+        self.note: Any = note
+        self.writes: int = 0
+        self.put_off: str = ""
+        self.size: int = size
+        self.awaited: bool = False
         self.deadline: float | None = None
         if envelope.expiry is not None:
             self.deadline = self.get_loop().time() + envelope.expiry

@@ -25,8 +25,8 @@ class Tenure:
     __slots__ = ("_to_be_told", "began", "over")
 
     def __init__(self, began: int = 0) -> None:
-        self.began = began
-        self.over = False
+        self.began: int = began
+        self.over: bool = False
         self._to_be_told: dict[Callable[[], None], None] = {}
 
     def tell(self, function: Callable[[], None]) -> None:

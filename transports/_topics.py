@@ -105,9 +105,9 @@ class TopicFilter:
     __slots__ = ("_levels", "_many", "captures", "pattern", "text")
 
     def __init__(self, text: str, pattern: str, captures: tuple[tuple[int, str], ...]) -> None:
-        self.text = text
-        self.pattern = pattern
-        self.captures = captures
+        self.text: str = text
+        self.pattern: str = pattern
+        self.captures: tuple[tuple[int, str], ...] = captures
         levels = pattern.split("/")
         self._many = levels[-1] == "#"
         self._levels = levels[:-1] if self._many else levels

@@ -44,7 +44,7 @@ class BrokerProcess(abc.ABC):
     _stop_timeout = 10.0
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=f"spa-dat-{type(self).__name__.lower()}-"))
+        self.folder: Path = Path(tempfile.mkdtemp(prefix=f"spa-dat-{type(self).__name__.lower()}-"))
         self._log_file = self.folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None

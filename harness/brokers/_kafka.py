@@ -106,9 +106,13 @@ class Kafka(BrokerProcess):
         jvm: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.ca_file = self.folder / "ca.pem"
-        self.client_cert_file = self.folder / "client.pem"
+        self.ca_file: Path = self.folder / "ca.pem"
+        self.client_cert_file: Path = self.folder / "client.pem"
         ports = self._ports.take(6)
+        self.port: int
+        self.proxy_port: int
+        self.sasl_port: int
+        self.tls_port: int
         self.port, self.proxy_port, behind, controller, self.sasl_port, self.tls_port = ports
         self._behind = behind
         self._acls = tuple(acls)

@@ -70,14 +70,18 @@ class Mosquitto(BrokerProcess):
         extra: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        self.port: int
+        self.tls_port: int
+        self.websocket_port: int
+        self.websocket_tls_port: int
         self.port, *others = self._ports.take(4)
         wanted = (tls, websockets, tls and websockets)
         self.tls_port, self.websocket_port, self.websocket_tls_port = (
             port if is_wanted else 0 for port, is_wanted in zip(others, wanted, strict=True)
         )
-        self.socket_file = self.folder / "socket"
-        self.ca_file = self.folder / "ca.pem"
-        self.client_cert_file = self.folder / "client.pem"
+        self.socket_file: Path = self.folder / "socket"
+        self.ca_file: Path = self.folder / "ca.pem"
+        self.client_cert_file: Path = self.folder / "client.pem"
         lines = ["log_dest stderr", "log_type all", "connection_messages true", "user root"]
         lines += [f"listener {self.port} {self.host}"]
         encrypted = self._tls_lines(client_certificates) if tls else []

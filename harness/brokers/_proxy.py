@@ -37,11 +37,11 @@ class Proxy:
     host = "127.0.0.1"
 
     def __init__(self, host: str, port: int) -> None:
-        self.delay = 0.0
+        self.delay: float = 0.0
         self.on_client_bytes: Hook | None = None
         self.on_server_bytes: Hook | None = None
-        self.accepted = 0
-        self.port = 0
+        self.accepted: int = 0
+        self.port: int = 0
         self._target = (host, port)
         self._refusing = False
         self._server: asyncio.Server | None = None

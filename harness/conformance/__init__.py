@@ -7,13 +7,13 @@ from __future__ import annotations
 
 try:
     import pytest
-except ModuleNotFoundError as error:
-    if error.name != "pytest":
+except ModuleNotFoundError as _missing:
+    if _missing.name != "pytest":
         raise
     raise ModuleNotFoundError(
         "the transport kit needs pytest, which is not installed: pip install pytest",
         name="pytest",
-    ) from error
+    ) from _missing
 
 _SUITES = (
     "_concurrency",

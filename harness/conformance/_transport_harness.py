@@ -98,7 +98,7 @@ class TransportHarness(abc.ABC):
     deadline: float = 120.0
 
     def __init__(self) -> None:
-        self.environment = Environment()
+        self.environment: Environment = Environment()
         self._inboxes: list[Inbox] = []
         self._buses: list[Bus] = []
         self._identities: dict[Bus, Identity] = {}

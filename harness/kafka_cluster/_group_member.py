@@ -61,8 +61,8 @@ class Member:
 
     def __init__(self, identifier: str, request: JoinRequest) -> None:
         self.id = identifier
-        self.client_id = request.client_id
-        self.instance_id = request.instance_id
+        self.client_id: str = request.client_id
+        self.instance_id: str | None = request.instance_id
         self.encoded_assignment = b""
         self.joining: JoinReply | None = None
         self.syncing: SyncReply | None = None
@@ -72,9 +72,9 @@ class Member:
 
     def update(self, request: JoinRequest) -> None:
         """Take over what a new request to join says."""
-        self.session_timeout = request.session_timeout
-        self.rebalance_timeout = request.rebalance_timeout
-        self.protocols = request.protocols
+        self.session_timeout: float = request.session_timeout
+        self.rebalance_timeout: float = request.rebalance_timeout
+        self.protocols: Protocols = request.protocols
 
     @property
     def waits(self) -> bool:

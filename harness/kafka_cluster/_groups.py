@@ -50,15 +50,15 @@ class Group:
         note: Callable[[str, str, str], None],
     ) -> None:
         self.name = name
-        self.state = GroupState.EMPTY
+        self.state: GroupState = GroupState.EMPTY
         self.members: dict[str, Member] = {}
-        self.generation = 0
+        self.generation: int = 0
         self.leader: str | None = None
-        self.protocol = ""
-        self.protocol_type = ""
+        self.protocol: str = ""
+        self.protocol_type: str = ""
         self.offsets: dict[tuple[str, int], tuple[int, str]] = {}
         self.pending: dict[tuple[int, int], dict[tuple[str, int], tuple[int, str, int]]] = {}
-        self.initial_delay = 0.0
+        self.initial_delay: float = 0.0
         self._loop = loop
         self._note = note
         self._count = 0

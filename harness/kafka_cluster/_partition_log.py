@@ -88,8 +88,8 @@ class Log:
         self.keyed = keyed
         self.partition = partition
         self.max_batch = max_batch
-        self.start = 0
-        self.end = 0
+        self.start: int = 0
+        self.end: int = 0
         self.records: list[AppendedRecord] = []
         self.unreadable: set[int] = set()
         self.gone = False

@@ -54,8 +54,8 @@ class Transaction:
         self.name = name
         self.producer = producer
         self.epoch = -1
-        self.timeout = 0.0
-        self.state = TransactionState.EMPTY
+        self.timeout: float = 0.0
+        self.state: TransactionState = TransactionState.EMPTY
         self.partitions: dict[tuple[str, int], None] = {}
         self.groups: dict[str, None] = {}
         self.timer: asyncio.TimerHandle | None = None

@@ -33,7 +33,7 @@ class Network:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outside: Context | None = None) -> None:
         self.loop = loop
-        self.outside = outside or contextvars.copy_context()
+        self.outside: Context = outside or contextvars.copy_context()
         self.connections: list[ServerConnection] = []
         self.on_connect: Callable[[ServerConnection], None] | None = None
         self._hosts: dict[str, dict[int, _Accept | None]] = {}
@@ -113,13 +113,13 @@ class ServerConnection:
     def __init__(self, network: Network, host: str, port: int) -> None:
         self.host = host
         self.port = port
-        self.context = contextvars.copy_context()
-        self.owner = self.context.get(OWNER)
+        self.context: Context = contextvars.copy_context()
+        self.owner: Any | None = self.context.get(OWNER)
         self.name = ""
         self.on_data: Callable[[bytes], None] = _ignore
         self.on_close: Callable[[], None] = _nothing
-        self.up = Direction(self, network, network.outside, self._at_server)
-        self.down = Direction(self, network, self.context, self._at_client)
+        self.up: Direction = Direction(self, network, network.outside, self._at_server)
+        self.down: Direction = Direction(self, network, self.context, self._at_client)
         self._network = network
         self._transport: _ClientTransport | None = None
         self._open = True

@@ -97,8 +97,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.on_idle: Callable[[float | None], bool] | None = None
         self.on_stuck: Callable[[str], None] | None = None
         self.network: Network | None = None
-        self.threads = ExecutorThreads(self, grace, one_at_a_time=one_at_a_time)
-        self.foreign = ForeignThreads(self)
+        self.threads: ExecutorThreads = ExecutorThreads(self, grace, one_at_a_time=one_at_a_time)
+        self.foreign: ForeignThreads = ForeignThreads(self)
         self._circles = _Circles(self)
         super().__init__(_JumpingSelector(self))
 

@@ -31,8 +31,8 @@ class LostPosts:
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self.first = ""
+        self.count: int = 0
+        self.first: str = ""
         self._closing = False
         self._log = LimitedLog(log)
 

@@ -96,7 +96,7 @@ class DeliveryProcessor:
         self._pauses = lane.pauses
         self._told_unsent = False
         self._dead_letters = DeadLetterStore(lane, connection, self._pauses, self._retry.first)
-        self.settlements = Settlements(
+        self.settlements: Settlements = Settlements(
             self._stats, self._posts_refused, lane.log, self._answer_too_large
         )
         self._source = lane.source

@@ -57,7 +57,9 @@ class HandlerCaller:
         self._left_running: list[asyncio.Task[_Outcome]] = []
         self._bound: list[Callable[..., Any]] = []
         self._bound_to: Any = None
-        self.thread = HandlerThread(name, handlers, deadline, stats, given_up, self._cut_off)
+        self.thread: HandlerThread = HandlerThread(
+            name, handlers, deadline, stats, given_up, self._cut_off
+        )
 
     @property
     def running(self) -> asyncio.Future[Any] | None:

@@ -49,7 +49,7 @@ class Settlements:
         self._log = log
         self._on_refused = on_refused
         self._answer_instead = answer_instead
-        self.unconfirmed = 0
+        self.unconfirmed: int = 0
         self._open = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._going_on: dict[asyncio.Future[None], None] = {}

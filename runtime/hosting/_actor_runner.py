@@ -14,7 +14,7 @@ from ...transports import Envelope, TopicFilter
 from ..diagnostics._unclean_stop import GivenUp
 from ..messaging._bus_connection import BusConnection
 from ..options._resources import RequiredResources, Resource
-from ..registration._specs import Spec
+from ..registration._specs import Handler, Spec
 from ..routing._routed_deliveries import Route
 from ..routing._router import Router
 from ..routing._subscriptions import RuntimeSubscription
@@ -25,6 +25,8 @@ from ._lane import Lane
 from ._producer import CallSource
 
 if TYPE_CHECKING:
+    from ..metrics._measurements import Measurements
+    from ..options._actor_options import ActorOptions
     from ._durable_states import DurableStates
     from ._keyed_host import KeyedHost
 
@@ -99,22 +101,25 @@ class ActorRunner:
         self.run = run
         self.spec = spec
         self.connection = connection
-        self.name = spec.name
-        self.address = f"{identity.application}/{identity.instance}/{spec.name}"
-        self.options = options = spec.options
-        self.handlers = spec.handlers
-        self.measurements = run.settings.measurements
+        self.name: str = spec.name
+        self.address: str = f"{identity.application}/{identity.instance}/{spec.name}"
+        options = spec.options
+        self.options: ActorOptions = options
+        self.handlers: tuple[Handler, ...] = spec.handlers
+        self.measurements: Measurements | None = run.settings.measurements
         provider = connection.provider
-        self.qos = provider.default_qos if options.qos is None else options.qos
-        self.window = options.window_for(provider.default_window)
-        self.window_bytes = options.window_bytes or provider.default_window_bytes
-        self.ended = False
+        self.qos: int = provider.default_qos if options.qos is None else options.qos
+        self.window: int = options.window_for(provider.default_window)
+        self.window_bytes: int = options.window_bytes or provider.default_window_bytes
+        self.ended: bool = False
         self.failure: BaseException | None = None
         number = run.settings.number
-        self.place = "" if number is None else f"/{number}"
+        self.place: str = "" if number is None else f"/{number}"
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] | None = None
-        self.runtime = RuntimeSubscription(self, run.system, connection.surroundings.stats)
+        self.runtime: RuntimeSubscription = RuntimeSubscription(
+            self, run.system, connection.surroundings.stats
+        )
         required = RequiredResources(f"actor {self.name!r}", options.ressources)
         lanes = options.lanes
         self.keyed: KeyedHost | None = None
@@ -131,7 +136,7 @@ class ActorRunner:
 
             self.keyed = KeyedHost(self)
             self.lanes = self.keyed.lanes
-            self.required_resources = required
+            self.required_resources: RequiredResources = required
         elif self.lanes:
             # They are opened where they are used.
             self.required_resources = required._replace(resources={})
@@ -144,7 +149,7 @@ class ActorRunner:
             self.lanes = (self._lane_class()(self),)
             self.required_resources = self.lanes[0].take_thread_resources(required)
         source = self.lanes[0].work_source
-        self.calls = source if isinstance(source, CallSource) else None
+        self.calls: CallSource | None = source if isinstance(source, CallSource) else None
 
     def _lane_class(self) -> type[Lane]:
         if not self.options.exactly_once:

@@ -109,7 +109,7 @@ class DurableStates:
         self._committed = CommittedMessages()
         self._working: asyncio.Future[None] | None = None
         self._problem: BaseException | None = None
-        self.log = LimitedLog(_log)
+        self.log: LimitedLog = LimitedLog(_log)
         self._trimmed = self._loop.time()
 
     async def open(self, connections: Mapping[str, BusConnection]) -> None:

@@ -20,6 +20,7 @@ from ._keyed_mailbox import UNSET, KeyCell, KeyedMailbox, KeyStage
 
 if TYPE_CHECKING:
     from ...transports._tenures import Tenure
+    from ..options._actor_options import ActorOptions
     from ._actor_runner import ActorRunner
     from ._key_alarms import KeyAlarms
     from ._reminders import Reminders
@@ -84,22 +85,23 @@ class KeyedHost:
         spec = runner.spec
         self._runner = runner
         self.spec = spec
-        self.actor_name = runner.name
-        self.options = options = spec.options
-        self.address = runner.address
-        self.mailbox = KeyedMailbox(options.mailbox, self._key_of, self.dispatch)
+        self.actor_name: str = runner.name
+        options = spec.options
+        self.options: ActorOptions = options
+        self.address: str = runner.address
+        self.mailbox: KeyedMailbox = KeyedMailbox(options.mailbox, self._key_of, self.dispatch)
         self.mailbox.name = runner.address
-        self.is_class = isinstance(spec.source, type)
-        self.activates = "on_activate" in spec.hooks
-        self.passivates = "on_passivate" in spec.hooks
+        self.is_class: bool = isinstance(spec.source, type)
+        self.activates: bool = "on_activate" in spec.hooks
+        self.passivates: bool = "on_passivate" in spec.hooks
         self._free = self._places = options.places
         # Lanes that were told of work and have not taken it yet; each has a place.
         self._assigned = 0
         self._idle: list[KeyedLane] = []
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self.state = HostState.RUNNING
+        self.state: HostState = HostState.RUNNING
         self._loop = asyncio.get_running_loop()
-        self.making_timers = threading.Lock()
+        self.making_timers: threading.Lock = threading.Lock()
         self._spawned_with: tuple[RestartPolicy, Mapping[str, Any]] | None = None
         # The cells at rest, least recently used first, with loop times; only if some may go.
         self._resting: dict[KeyCell, float] | None = None

@@ -30,6 +30,7 @@ from ._message_source import WorkSource, processor_of
 from ._timers import ScheduledCall
 
 if TYPE_CHECKING:
+    from ._actor_observer import Observer
     from ._actor_runner import ActorRunner
     from ._keyed_host import KeyedHost
 
@@ -159,8 +160,8 @@ class KeyedLane(Lane):
         self._routes: dict[Route, Route] = {}
         super().__init__(runner, number)
         # Which lane it is says nothing: the next message of a key goes to another one.
-        self.address = self.source
-        self.observer = runner.run.observer
+        self.address: str = self.source
+        self.observer: Observer | None = runner.run.observer
 
     def _make_work_source(self) -> WorkSource:
         return KeyedSource(self, self.host)
@@ -179,7 +180,7 @@ class KeyedLane(Lane):
         )
 
     def _make_instance(self) -> Actor:
-        self.generation = object()
+        self.generation: object = object()
         self.timers.renew()
         return Actor()
 

@@ -76,12 +76,12 @@ class KeyCell:
     )
 
     def __init__(self, key: str) -> None:
-        self.key = key
-        self.stage = KeyStage.IDLE
+        self.key: str = key
+        self.stage: KeyStage = KeyStage.IDLE
         self.state: Any = UNSET
         self.instance: Any = None
         self.queue: deque[Any] | None = None
-        self.unsettled = 0
+        self.unsettled: int = 0
         self.timers: Timers | None = None
         self.saved: KeyRecord | None = None
         self.tenure: Tenure | None = None

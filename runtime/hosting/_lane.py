@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..._environment import Environment
 from ..._limited_log import LimitedLog
 from ..._logs import ACTOR_LOG, OWN, ActorLog, get_logger, origin_of
 from ..._texts import reason_of
-from ...actors import Actor, ActorRef, RestartPolicy
+from ...actors import Actor, ActorRef, Mailbox, RestartPolicy
 from ...errors import ActorStopped, ConfigurationError
 from ...transports import Delivery, Envelope
 from ..handling._argument_values import ProducerScope
@@ -36,6 +38,9 @@ from ._producer import CallSource
 from ._timers import ScheduledCall, Timers
 
 if TYPE_CHECKING:
+    from ..handling._delivery_processor import DeliveryProcessor
+    from ..metrics._measurements import Measurements
+    from ..options._actor_options import ActorOptions
     from ._actor_runner import ActorRunner
 
 __all__ = ["Lane"]
@@ -79,44 +84,45 @@ class Lane:
         self.runner = runner
         self.spec = spec
         self.connection = connection
-        self.application = identity.application
-        self.instance = identity.instance
-        self.actor_name = runner.name
-        self.source = runner.address
-        self.name = runner.name + suffix
-        self.address = runner.address + suffix
-        self.options = options = spec.options
-        self.handlers = spec.handlers
-        self.environment = surroundings.environment
-        self.stats = surroundings.stats
-        self.max_received = connection.max_received
+        self.application: str = identity.application
+        self.instance: str = identity.instance
+        self.actor_name: str = runner.name
+        self.source: str = runner.address
+        self.name: str = runner.name + suffix
+        self.address: str = runner.address + suffix
+        options = spec.options
+        self.options: ActorOptions = options
+        self.handlers: tuple[Handler, ...] = spec.handlers
+        self.environment: Environment = surroundings.environment
+        self.stats: Counter[str] = surroundings.stats
+        self.max_received: int = connection.max_received
         self.users_log: logging.LoggerAdapter[logging.Logger] = ActorLog(
             get_logger(ACTOR_LOG).logger, self.source
         )
-        self.log = self._make_log()
+        self.log: LimitedLog = self._make_log()
         self.generation: object = None
         self.state: Any = None
         self.latest_instance: Actor | None = None
         self.resources: dict[str, Any] = {}
         self._run = runner.run
-        self.measurements = runner.measurements
-        self.tallies = Tallies()
+        self.measurements: Measurements | None = runner.measurements
+        self.tallies: Tallies = Tallies()
         self._loop = asyncio.get_running_loop()
         self._is_cut_off = False
         self._has_ended = False
         self._reply_topics = options.reply_filters
-        self.pauses = self._make_pauses()
-        self.work_source = self._make_work_source()
-        self.mailbox = self.work_source.mailbox
-        self.local = self.work_source.local
-        self.processor = self.work_source.processor
-        self.socket = self._make_socket()
-        self.sync_socket = SyncSocket(self.socket, self._loop)
+        self.pauses: Pauses = self._make_pauses()
+        self.work_source: WorkSource = self._make_work_source()
+        self.mailbox: Mailbox = self.work_source.mailbox
+        self.local: Mailbox = self.work_source.local
+        self.processor: DeliveryProcessor = self.work_source.processor
+        self.socket: Socket = self._make_socket()
+        self.sync_socket: SyncSocket = SyncSocket(self.socket, self._loop)
         self._ref: ActorRef[Any] | None = None
         self._caller = self._make_caller()
         self._thread = self._caller.thread
-        self.running_code = RunningCode(self._caller, self._task)
-        self.timers = Timers(self.local, self._loop, threading.get_ident())
+        self.running_code: RunningCode = RunningCode(self._caller, self._task)
+        self.timers: Timers = Timers(self.local, self._loop, threading.get_ident())
 
     def _make_work_source(self) -> WorkSource:
         if self.spec.kind == "producer":

@@ -53,8 +53,9 @@ class CallSource:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._loop = asyncio.get_running_loop()
-        self.mailbox = self.local = mailbox_of(lane, Mailbox)
-        self.processor = DeliveryProcessor(lane, lane.connection)
+        self.mailbox: Mailbox = mailbox_of(lane, Mailbox)
+        self.local: Mailbox = self.mailbox
+        self.processor: DeliveryProcessor = DeliveryProcessor(lane, lane.connection)
         self._first = 0.0
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None

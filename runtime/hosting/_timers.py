@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from ...actors import refuse_unrun, run_apart
@@ -46,12 +47,12 @@ class ScheduledCall:
         self, timers: Timers, function: Callable[..., Any], args: tuple[Any, ...], in_thread: bool
     ) -> None:
         self._timers = timers
-        self.function = function
-        self.args = args
-        self.in_thread = in_thread
-        self.generation = timers.generation
-        self.carried = carried_now()
-        self.cancelled = False
+        self.function: Callable[..., Any] = function
+        self.args: tuple[Any, ...] = args
+        self.in_thread: bool = in_thread
+        self.generation: object = timers.generation
+        self.carried: MappingProxyType[str, str] | None = carried_now()
+        self.cancelled: bool = False
         self.timer: asyncio.TimerHandle | None = None
 
     def cancel(self) -> None:
@@ -91,7 +92,7 @@ class Timers:
         self._thread = thread
         self._waiting: dict[ScheduledCall, None] = {}
         self._stopped = False
-        self.generation = object()
+        self.generation: object = object()
 
     def __len__(self) -> int:
         """Return how many calls are not due yet."""

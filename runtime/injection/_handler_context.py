@@ -79,8 +79,8 @@ class Context:
     ) -> None:
         self._owner = owner
         self._generation = owner.generation
-        self.attempt = attempt
-        self.deadline = deadline
+        self.attempt: int = attempt
+        self.deadline: float | None = deadline
 
     @property
     def app(self) -> str:

@@ -57,15 +57,17 @@ class Injection:
 
     def __init__(self, signature: Signature, plan: Plan) -> None:
         returns = signature.returns
-        self.name = signature.name
-        self.is_async = signature.is_async
-        self.returns_value = not any(returns is nothing for nothing in _NO_REPLY)
-        self.returns = returns if self.returns_value else None
+        self.name: str = signature.name
+        self.is_async: bool = signature.is_async
+        self.returns_value: bool = not any(returns is nothing for nothing in _NO_REPLY)
+        self.returns: object = returns if self.returns_value else None
         if isinstance(returns, Unresolved):
             self.returns = returns.text
-        self.wants_message_builder = any(p.name == "message_builder" for p in signature.parameters)
+        self.wants_message_builder: bool = any(
+            p.name == "message_builder" for p in signature.parameters
+        )
         self.payload_decoder: Decoder[Any] | None = plan.payload_decoder
-        self.required_captures = plan.required_captures
+        self.required_captures: frozenset[str] = plan.required_captures
         self.only_payload: str | None = None
         if [*plan.getters.values()] == [PAYLOAD] and not plan.extra_captures:
             (self.only_payload,) = plan.getters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from asyncio import _get_running_loop
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -37,7 +37,7 @@ from ._carried_headers import with_carried
 from ._message import NO_HEADERS
 from ._outgoing_message import OutgoingMessage, check_message, check_response_topic, encoded
 from ._request_deadlocks import CHAIN_HEADER
-from ._requests import Requests
+from ._requests import MOST_REPLIES, Requests
 from ._sent_replies import Replies, ReplyAddresses
 from ._turn import current_turn, inherited
 
@@ -58,6 +58,26 @@ class HandlesTopic(Protocol):
 
     def handles(self, topic: str) -> bool:
         """Whether one of the filters matches the topic."""
+
+
+class Publishes(Protocol):
+    """Sends an envelope; see `Bus.publish`."""
+
+    async def __call__(self, envelope: Envelope, *, timeout: float) -> None: ...
+
+
+class RequestsReplies(Protocol):
+    """Sends a request; see `Requests.request`."""
+
+    async def __call__(
+        self,
+        make: Callable[[str, bytes], Envelope],
+        *,
+        timeout: float,
+        wanted: int | None,
+        limit: int = MOST_REPLIES,
+        wire: str | None = None,
+    ) -> list[Envelope]: ...
 
 
 class BusConnection:
@@ -94,7 +114,7 @@ class BusConnection:
     ) -> None:
         self.provider = provider
         self.measurements = measurements
-        self.reply_addresses = ReplyAddresses(provider, self.takes, reply_topics)
+        self.reply_addresses: ReplyAddresses = ReplyAddresses(provider, self.takes, reply_topics)
         self.filters: TopicTrie[str] = TopicTrie()
         self.subscribed: list[HandlesTopic] = []
         self.surroundings = surroundings
@@ -111,19 +131,21 @@ class BusConnection:
             from ._measured_bus import MeasuredBus
 
             self.bus = MeasuredBus(self.bus, measurements, provider.address)
-        self.max_received = self.bus.max_received or self.bus.max_payload
-        self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
+        self.max_received: int = self.bus.max_received or self.bus.max_payload
+        self.requests: Requests = Requests(
+            self.bus, surroundings.environment.token, surroundings.stats
+        )
         # Without the cost of one more call.
-        self.publish = self.bus.publish
-        self.request = self.requests.request
-        self.loop = asyncio.get_running_loop()
+        self.publish: Publishes = self.bus.publish
+        self.request: RequestsReplies = self.requests.request
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._process = os.getpid()
-        self.ended = False
+        self.ended: bool = False
         self.failure: BaseException | None = None
         identity = surroundings.identity
         self._own = f"{identity.application}/{identity.instance}/"
-        self.lost_posts = LostPosts()
-        self.replies = Replies(self.bus, surroundings, self.lost_posts)
+        self.lost_posts: LostPosts = LostPosts()
+        self.replies: Replies = Replies(self.bus, surroundings, self.lost_posts)
         self._checked: dict[str, None] = {}
         self.replaying: dict[str, str | None] = {}
 

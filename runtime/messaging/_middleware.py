@@ -68,7 +68,7 @@ class OutcomeCallbacks(Generic[T]):
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[T], object]] = []
-        self.open = True
+        self.open: bool = True
 
     def add(self, callback: Callable[[T], object]) -> None:
         """Add somebody to tell; raise ConfigurationError if it is no ``def`` function."""
@@ -137,12 +137,12 @@ class HandlerCall:
         make: Callable[[], tuple[Message[bytes], ...]],
         outcome: OutcomeCallbacks[CallOutcome],
     ) -> None:
-        self.actor = actor
-        self.bus = bus
-        self.handler = handler
-        self.attempt = attempt
-        self.topic_filter = topic_filter
-        self.is_batch = is_batch
+        self.actor: str = actor
+        self.bus: str = bus
+        self.handler: str = handler
+        self.attempt: int = attempt
+        self.topic_filter: str | None = topic_filter
+        self.is_batch: bool = is_batch
         self._make = make
         self._messages: tuple[Message[bytes], ...] | None = None
         self._outcome = outcome
@@ -209,7 +209,7 @@ class Outgoing:
         self._bus = bus
         self._find = find
         self._outcome = outcome
-        self.payload = message.payload
+        self.payload: object = message.payload
         self.headers: dict[str, str | None] = dict(message.headers or {})
 
     @property

@@ -57,8 +57,8 @@ class Durations:
     __slots__ = ("counts", "seconds")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.seconds = 0.0
+        self.counts: list[int] = [0] * (len(BOUNDS) + 1)
+        self.seconds: float = 0.0
 
     def add(self, seconds: float, times: int) -> None:
         """Add a duration so many times."""
@@ -100,12 +100,12 @@ class Series:
     )
 
     def __init__(self, actor: str, template: str, system: str, owner: Measurements) -> None:
-        self.actor = actor
-        self.template = template
-        self.system = system
-        self.consumed = 0
+        self.actor: str = actor
+        self.template: str = template
+        self.system: str = system
+        self.consumed: int = 0
         self.failures: Counter[tuple[FailureKind, str]] = Counter()
-        self.waiting = Durations()
+        self.waiting: Durations = Durations()
         self.handling: dict[str, Durations] = {"": Durations()}
         self._owner = owner
         self._weighed = 0

@@ -32,7 +32,7 @@ class Sampling:
     def __init__(
         self, measurements: Measurements, clock: Callable[[], float], *, everything: bool = False
     ) -> None:
-        self.left = 0
+        self.left: int = 0
         self._measurements = measurements
         self._clock = clock
         self._everything = everything

@@ -6,6 +6,7 @@ import errno
 import hmac
 import os
 import socket
+from ipaddress import IPv4Address, IPv6Address
 
 from ..._texts import bracketed, ip_and_port, quoted
 from ...errors import ConfigurationError
@@ -36,6 +37,8 @@ class AdminAddress:
 
     def __init__(self, text: str, token: str | None, whose: str = "admin=") -> None:
         wrong = f"{whose}{quoted(text) if isinstance(text, str) else repr(text)}"
+        self.ip: IPv4Address | IPv6Address
+        self.port: int
         try:
             self.ip, self.port = ip_and_port(text if isinstance(text, str) else "")
         except ValueError:

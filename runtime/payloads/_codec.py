@@ -286,8 +286,8 @@ class Decoder(Generic[T]):
         messagepack: Callable[[bytes], T] | None = None,
         is_identity: bool = False,
     ) -> None:
-        self.annotation = annotation
-        self.is_identity = is_identity
+        self.annotation: Any = annotation
+        self.is_identity: bool = is_identity
         self._optional = optional
         self._read_json = json
         self._read_text = text

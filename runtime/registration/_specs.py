@@ -79,7 +79,7 @@ class Spec(Generic[A]):
         analyse: Callable[[ActorOptions], tuple[Handler, ...]],
         analyse_hooks: Callable[[ActorOptions], dict[str, Handler]] = lambda options: {},
     ) -> None:
-        self.name = check_name("actor name", name)
+        self.name: str = check_name("actor name", name)
         self.kind: Kind = kind
         self.source = source
         self.reminder_functions: list[tuple[tuple[str, ...], Callable[..., Any]]] = []

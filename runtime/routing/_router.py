@@ -66,7 +66,7 @@ class Router(Actor):
         self.name = name
         self._sampling = sampling
         self._elsewhere = elsewhere
-        self.inbox = Mailbox()
+        self.inbox: Mailbox = Mailbox()
         self._waiting = self.inbox.items
         self.consumer: Consumer | None = None
         self.shared = False

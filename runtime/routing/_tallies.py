@@ -21,8 +21,8 @@ class Tally:
     __slots__ = ("handled", "otherwise")
 
     def __init__(self) -> None:
-        self.handled = 0
-        self.otherwise = 0
+        self.handled: int = 0
+        self.otherwise: int = 0
 
     @property
     def finished(self) -> int:

@@ -48,8 +48,8 @@ class BusyThread:
         when_over: Callable[[BusyThread], object] | None = None,
         waits: WaitsForLoop | None = None,
     ) -> None:
-        self.name = name
-        self.place = place
+        self.name: str = name
+        self.place: str = place
         self.ident: int | None = None
         self._when_over = when_over
         self._waits = waits

@@ -91,13 +91,13 @@ class StateNotWritten(TransportError):
     Nothing was written. The message is handled again until it can be.
     """
 
-    outage = True
+    outage: bool = True
 
 
 class StateLost(TransportError):
     """It is unknown whether what was written would survive. The application ends with it."""
 
-    outage = False
+    outage: bool = False
 
 
 class StateConflict(TransportError):
@@ -106,7 +106,7 @@ class StateConflict(TransportError):
     Nothing was written. The state is loaded again, and the message is handled again.
     """
 
-    outage = True
+    outage: bool = True
 
 
 class StateUnreadable(TransportError):
@@ -115,19 +115,19 @@ class StateUnreadable(TransportError):
     It is left as it is, the message stays with the bus, and the actor stops.
     """
 
-    outage = True
+    outage: bool = True
 
 
 class ConnectFailed(TransportError):
     """No connection could be made."""
 
-    outage = True
+    outage: bool = True
 
 
 class ConnectionLost(TransportError):
     """The connection ended while an operation needed it."""
 
-    outage = True
+    outage: bool = True
 
 
 class NotAuthorised(TransportError):

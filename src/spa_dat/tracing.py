@@ -9,10 +9,10 @@ from __future__ import annotations
 
 try:
     import opentelemetry.trace  # noqa: F401
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "spa_dat.tracing needs OpenTelemetry's API: pip install 'spa-dat[traces]'"
-    ) from error
+    ) from _missing
 
 from .runtime.tracing._tracing import Tracing
 

@@ -7,7 +7,7 @@ from typing import Literal
 from .._broker_config import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
-from .._wire_formats import WIRES
+from .._wire_formats import WIRES, WireName
 from ._config import KafkaConfig
 from ._records import check_message
 from ._topic_names import Names
@@ -23,7 +23,7 @@ class KafkaProvider(SocketProvider):
     """
 
     config: KafkaConfig
-    wires = WIRES
+    wires: tuple[WireName, ...] = WIRES
     default_deliver: Literal["share", "all"] = "share"
     keeps_history = True
     has_transactions = True
@@ -32,9 +32,9 @@ class KafkaProvider(SocketProvider):
     def __init__(self, config: KafkaConfig) -> None:
         check_login(config)
         self.config: KafkaConfig = config
-        self.default_qos = config.qos
-        self.default_window = config.window
-        self.default_window_bytes = config.window_bytes
+        self.default_qos: int = config.qos
+        self.default_window: int = config.window
+        self.default_window_bytes: int = config.window_bytes
         self._names = Names(config)
 
     @property

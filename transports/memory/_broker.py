@@ -38,7 +38,7 @@ class Broker:
         self.address = address
         self._limits = limits
         self.full: dict[Queue, None] = {}
-        self.faults = BrokerFaults(self)
+        self.faults: BrokerFaults = BrokerFaults(self)
         self.links: dict[str, ClientLink] = {}
         self._queues: dict[str, Queue] = {}
         self._trie: TopicTrie[Queue] = TopicTrie()

@@ -39,9 +39,9 @@ class MemoryBus(Bus):
 
     def __init__(self, broker: Broker, surroundings: Surroundings, config: MemoryConfig) -> None:
         identity = surroundings.identity
-        self.max_payload = config.max_payload
-        self.max_received = self._largest_received = config.largest_received
-        self.connected = False
+        self.max_payload: int = config.max_payload
+        self.max_received: int = config.largest_received
+        self.connected: bool = False
         self._wires = WireFormats(config.wire)
         self._packs = self._wires.own.packs
         self._broker = broker
@@ -92,7 +92,7 @@ class MemoryBus(Bus):
             receiver,
             self._surroundings,
             start_timeout=self._start_timeout,
-            max_received=self._largest_received,
+            max_received=self.max_received,
             wire=self._wires.of(subscription.wire),
         )
 
@@ -180,7 +180,7 @@ class MemoryBus(Bus):
         )
         self._broker.subscribe(link, (f"{self._inbox}+",))
         self.connected = True
-        self.connected_at = asyncio.get_running_loop().time()
+        self.connected_at: float = asyncio.get_running_loop().time()
         # The outbox writes at once, and the connection must be set when answers arrive.
         self._connection.link = link
         self._outbox.connected()
@@ -196,7 +196,7 @@ class MemoryBus(Bus):
         if link is not None:
             link.acknowledge(token)
         if self._on_reply is not None:
-            envelope = as_taken(envelope, self._largest_received, self._wires.of_replies)
+            envelope = as_taken(envelope, self.max_received, self._wires.of_replies)
             self._on_reply(envelope.topic[len(self._inbox) :], envelope)
 
     def _write(self, entry: OutboxEntry) -> None:

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
-from .._wire_formats import WIRES
+from .._wire_formats import WIRES, WireName
 from ..mqtt import check_filter, check_message, check_topic
 from ._broker import Broker
 from ._bus import MemoryBus
@@ -34,13 +34,13 @@ class MemoryProvider(SocketProvider):
     """
 
     config: MemoryConfig
-    wires = WIRES
+    wires: tuple[WireName, ...] = WIRES
 
     def __init__(self, config: MemoryConfig | None = None) -> None:
         self.config: MemoryConfig = config or MemoryConfig()
-        self.default_qos = self.config.qos
-        self.default_window = self.config.window
-        self.default_window_bytes = self.config.window_bytes
+        self.default_qos: int = self.config.qos
+        self.default_window: int = self.config.window
+        self.default_window_bytes: int = self.config.window_bytes
         # No name contains '~': two private brokers are never mistaken for the same bus.
         self._address = self.config.address if self.config.name else f"memory://~{next(_numbers)}"
         self._limits = QueueLimits(self.config.queue, self.config.queue_bytes)

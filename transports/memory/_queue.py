@@ -158,18 +158,18 @@ class ClientLink:
         on_lost: Callable[[bool], None],
         in_transit: InTransit,
     ) -> None:
-        self.client_id = client_id
-        self.queue = queue
-        self.window = window
-        self.window_bytes = window_bytes
-        self.on_lost = on_lost
-        self.loop = asyncio.get_running_loop()
+        self.client_id: str = client_id
+        self.queue: Queue = queue
+        self.window: int = window
+        self.window_bytes: int | None = window_bytes
+        self.on_lost: Callable[[bool], None] = on_lost
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.filters: dict[str, None] = {}
         self.in_flight: dict[int, Stored] = {}
-        self.size = 0
-        self.open = True
+        self.size: int = 0
+        self.open: bool = True
         self.wire: Wire | None = None
-        self.on_message = on_message
+        self.on_message: Callable[[Envelope, int], None] = on_message
         self._in_transit = in_transit
 
     def send(self, stored: Stored) -> None:
@@ -253,10 +253,10 @@ class Queue:
         limits: QueueLimits = ENDLESS,
         full: dict[Queue, None] | None = None,
     ) -> None:
-        self.name = name
-        self.durable = True
-        self.shared = shared
-        self.qos = 1
+        self.name: str = name
+        self.durable: bool = True
+        self.shared: bool = shared
+        self.qos: int = 1
         self.filters: dict[str, None] = {}
         self.members: list[ClientLink] = []
         self._faults = faults
@@ -264,7 +264,7 @@ class Queue:
         self._full = {} if full is None else full
         self._pending: deque[Stored] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self.size = 0
+        self.size: int = 0
         self._tokens = 0
         self._turn = 0
 

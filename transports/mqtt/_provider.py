@@ -7,7 +7,7 @@ import asyncio
 from .._broker_config import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
-from .._wire_formats import WIRES
+from .._wire_formats import WIRES, WireName
 from ._config import MqttConfig
 from ._message_checks import check_filter, check_message, check_topic
 
@@ -22,14 +22,14 @@ class MqttProvider(SocketProvider):
     """
 
     config: MqttConfig
-    wires = WIRES
+    wires: tuple[WireName, ...] = WIRES
 
     def __init__(self, config: MqttConfig) -> None:
         check_login(config)
         self.config: MqttConfig = config
-        self.default_qos = config.qos
-        self.default_window = config.window
-        self.default_window_bytes = config.window_bytes
+        self.default_qos: int = config.qos
+        self.default_window: int = config.window
+        self.default_window_bytes: int = config.window_bytes
 
     @property
     def address(self) -> str:
