@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures, and prints tables.
+"""``python -m benchmarks``: measures, prints tables, and writes the page of the documentation.
 
 The interpreter that has the packages to compare with is named in ``SPA_DAT_PEERS_PYTHON``.
 """
@@ -14,7 +14,9 @@ from collections.abc import Sequence
 
 from . import _harness, _kafka, _keyed, _local, _metrics, _processes, _receive, _request, _scale
 from ._measure import Suite, measure
-from ._report import as_markdown, as_text
+from ._page import write_page
+from ._report import as_run, as_text
+from ._stored import read_run, write_run
 
 _KAFKA = {
     "kafka-receive": _kafka.receive,
@@ -32,6 +34,15 @@ _NAMES = (
     "request",
     *_KAFKA,
     "metrics",
+)
+_QUICK = (
+    "local",
+    "processes",
+    "receive",
+    "request",
+    "kafka-receive",
+    "kafka-publish",
+    "kafka-request",
 )
 
 
@@ -61,26 +72,46 @@ def main() -> None:
     """Read the command line, measure and print."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures the project.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(_NAMES)}; all")
-    parser.add_argument("--quick", action="store_true", help="fewer messages and two rounds")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer messages, two rounds, and if nothing is named only what users notice most",
+    )
     parser.add_argument("--rounds", type=int, help="how often each is measured; 5")
-    parser.add_argument("--markdown", action="store_true", help="print docs/benchmarks.md")
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument(
+        "--page",
+        action="store_true",
+        help="write docs/benchmarks.md, its plots, and benchmarks/results.json, which has the run",
+    )
+    written.add_argument(
+        "--redraw", action="store_true", help="write the page of that run again; measure nothing"
+    )
     told = parser.parse_args()
+    if told.redraw:
+        write_page(read_run())
+        return
     unknown = [name for name in told.names if name not in _NAMES]
     if unknown:
         parser.error(f"there is no {', '.join(unknown)}: give some of {', '.join(_NAMES)}")
     rounds = told.rounds if told.rounds is not None else 2 if told.quick else 5
+    if told.page and (told.quick or told.names):
+        parser.error("--page is about all of them, at full length: leave out names and --quick")
     if rounds < 1:
         parser.error(f"--rounds {rounds}: give 1 or more")
     # Leaves the contexts that end the children.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     peers = os.environ.get("SPA_DAT_PEERS_PYTHON", sys.executable)
-    suites = _suites(told.names or _NAMES, quick=told.quick, peers=peers)
+    suites = _suites(
+        told.names or (_QUICK if told.quick else _NAMES), quick=told.quick, peers=peers
+    )
     results = [measure(suite, rounds) for suite in suites]
-    if told.markdown:
-        command = shlex.join(("scripts/bench", *sys.argv[1:]))
-        print(as_markdown(results, command=command, peers=peers), end="")
-    else:
-        print(as_text(results))
+    command = shlex.join(("scripts/bench", *sys.argv[1:]))
+    run = as_run(results, command=command, peers=peers)
+    print(as_text(run))
+    if told.page:
+        write_run(run)
+        write_page(run)
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ def request(*, quick: bool, peers: str) -> Suite:
             ),
             Target(
                 f"rate on Kafka with {_AT_ONCE} at once, by plain aiokafka's",
-                0.6,
+                0.7,
                 lambda got: got.ratio(_OURS, _BY_HAND, "rate"),
             ),
         ),

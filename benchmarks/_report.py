@@ -1,20 +1,23 @@
-"""The report: the results as text, or as the page docs/benchmarks.md."""
+"""The report: from the results to what is stored and printed of them."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
+import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 from ._broker import broker_version
 from ._cluster import cluster_version
 from ._measure import Column, Results, Target
+from ._page import cells_of, goal_cells
+from ._stored import Figure, Goal, Row, Run, StoredColumn, Table
 
-__all__ = ["as_markdown", "as_text"]
+__all__ = ["as_run", "as_text"]
 
 _OWN = ("spa-dat", "pykka", "aiomqtt", "paho-mqtt", "aiokafka", "msgspec")
 _PEERS = ("faststream", "zmqtt", "aiomqtt", "paho-mqtt", "aiokafka")
@@ -24,78 +27,60 @@ _VERSIONS = (
     "    try: print(name, metadata.version(name))\n"
     "    except metadata.PackageNotFoundError: pass\n"
 )
-_INTRODUCTION = (
-    "Written by the command below; everything on this page comes from one run. Contenders are"
-    " measured in turns, each in a process of its own, and each figure is the median of the"
-    " rounds, with the smallest and the largest in brackets. Ratios are ours by theirs: the"
-    " median of the rounds' ratios."
-)
-_NOT_COMPARED = (
-    "spa-dat 0.4.0 needs aiomqtt before 2.0 and cannot be installed beside the others. FastStream"
-    " offers no requests on Kafka."
-)
 
 
-def as_text(all_results: Sequence[Results]) -> str:
+def as_run(all_results: Sequence[Results], *, command: str, peers: str) -> Run:
+    """Return what is stored of all results."""
+    return Run(
+        command,
+        _circumstances(peers),
+        [
+            _goal(target, target.value(results))
+            for results in all_results
+            for target in results.suite.targets
+        ],
+        [_table(results) for results in all_results],
+    )
+
+
+def as_text(run: Run) -> str:
     """Return tables for a terminal."""
     blocks = []
-    for results in all_results:
-        rows = _rows(results)
+    for table in run.tables:
+        rows = cells_of(table)
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-        blocks.append("\n".join((results.suite.title, *lines, *_failures(results))))
-    targets = _target_rows(all_results)
-    width = max((len(row[0]) for row in targets), default=0)
-    goals = [f"{row[0]:<{width}}  {'  '.join(row[1:])}" for row in targets]
-    return "\n\n".join((*blocks, "\n".join(("What is aimed at", *goals))))
+        blocks.append("\n".join((table.title, *lines, *table.failures)))
+    goals = [goal_cells(goal) for goal in run.goals]
+    width = max((len(row[0]) for row in goals), default=0)
+    lines = [f"{row[0]:<{width}}  {'  '.join(row[1:])}" for row in goals]
+    return "\n\n".join((*blocks, "\n".join(("What is aimed at", *lines))))
 
 
-def as_markdown(all_results: Sequence[Results], *, command: str, peers: str) -> str:
-    """Return the whole page."""
-    blocks = [
-        "# Benchmarks",
-        _INTRODUCTION,
-        f"```\n{command}\n```",
-        _bullets(_circumstances(peers)),
-        "## What is aimed at",
-        _table([("", "wanted", "measured", ""), *_target_rows(all_results)]),
-    ]
-    for results in all_results:
-        blocks += [f"## {results.suite.title}", results.suite.about, _table(_rows(results))]
-        if results.failures:
-            blocks.append(_bullets(_failures(results)))
-    blocks += ["## What is not compared", _NOT_COMPARED]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _rows(results: Results) -> list[tuple[str, ...]]:
+def _table(results: Results) -> Table:
     suite = results.suite
-    ours = suite.contenders[0].name
     peers = len(suite.contenders) > 1
-    head = [""]
-    for column in suite.columns:
-        head += [column.title, "ours by it"] if column.ratio and peers else [column.title]
-    rows = [tuple(head)]
-    for contender in suite.contenders:
-        row = [contender.name]
-        for column in suite.columns:
-            row.append(_cell(results.values(contender.name, column.key), column))
-            if column.ratio and peers:
-                ratio = results.ratio(ours, contender.name, column.key)
-                row.append("" if contender.name == ours or ratio is None else f"{ratio:.2f}")
-        rows.append(tuple(row))
-    return rows
+    return Table(
+        suite.title,
+        suite.about,
+        [StoredColumn(one.title, one.form, one.ratio and peers) for one in suite.columns],
+        [
+            Row(one.name, [_figure(results, one.name, column) for column in suite.columns])
+            for one in suite.contenders
+        ],
+        _failures(results),
+    )
 
 
-def _cell(values: list[float], column: Column) -> str:
+def _figure(results: Results, name: str, column: Column) -> Figure | None:
+    values = results.values(name, column.key)
     if not values:
-        return "not measured"
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-    low, high = format(ordered[0], column.form), format(ordered[-1], column.form)
-    text = format(median, column.form)
-    return text if low == high else f"{text} ({low} to {high})"
+        return None
+    ours = results.suite.contenders[0].name
+    ratio = None
+    if column.ratio and name != ours:
+        ratio = results.ratio(ours, name, column.key)
+    return Figure(statistics.median(values), min(values), max(values), ratio)
 
 
 def _failures(results: Results) -> list[str]:
@@ -106,20 +91,8 @@ def _failures(results: Results) -> list[str]:
     ]
 
 
-def _target_rows(all_results: Sequence[Results]) -> list[tuple[str, ...]]:
-    return [
-        _target_row(target, target.value(results))
-        for results in all_results
-        for target in results.suite.targets
-    ]
-
-
-def _target_row(target: Target, value: float | None) -> tuple[str, ...]:
-    wanted = f"{'at least' if target.at_least else 'at most'} {target.wanted:{target.form}}"
-    if value is None:
-        return target.text, wanted, "not measured", ""
-    met = value >= target.wanted if target.at_least else value <= target.wanted
-    return target.text, wanted, format(value, target.form), "met" if met else "missed"
+def _goal(target: Target, value: float | None) -> Goal:
+    return Goal(target.text, target.wanted, target.at_least, target.form, value)
 
 
 def _circumstances(peers: str) -> list[str]:
@@ -146,13 +119,3 @@ def _processor() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    head, *body = rows
-    rule = ("---", *("--:" for _ in head[1:]))
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

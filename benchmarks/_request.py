@@ -40,7 +40,7 @@ def _contender(name: str, interpreter: str, module: str, requests: int) -> Conte
 
 def suites(*, quick: bool, peers: str) -> Sequence[Suite]:
     """Return the suites of requests, one at a time and many; ``peers`` is the others' Python."""
-    requests = 200 if quick else 1_000
+    requests = 100 if quick else 1_000
     return (
         Suite(
             "MQTT request-reply, QoS 1",
