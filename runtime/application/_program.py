@@ -348,6 +348,8 @@ async def _end_threads(abandoned: list[str]) -> None:
     closing = loop.create_task(loop.shutdown_default_executor())
     await asyncio.wait((closing,), timeout=_REST_FOR_THREADS)
     if closing.done():
+        # It fails if the system has no thread left for it.
+        closing.exception()
         return
     # If it were cancelled, it would wait for the threads, and the loop for it.
     let_go([closing])
@@ -414,9 +416,11 @@ def _watch_end(owns_process: bool) -> None:
     """Have it noticed if threads keep the process alive after its end; one thread looks."""
     names = {thread.name for thread in threading.enumerate()}
     if _holding() and _WATCHES_END not in names:
-        threading.Thread(
-            target=_name_holding, args=(owns_process,), name=_WATCHES_END, daemon=True
-        ).start()
+        # There may be no thread left for it.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(
+                target=_name_holding, args=(owns_process,), name=_WATCHES_END, daemon=True
+            ).start()
 
 
 def _name_holding(owns_process: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from ..._logs import get_logger
 from ..diagnostics._stacks import frames_of_thread, place
 
-__all__ = ["Signals"]
+__all__ = ["Signals", "ignore_signals"]
 
 log = get_logger("spa_dat")
 
@@ -44,7 +44,7 @@ class Signals:
     """
 
     def __init__(self, stop_timeout: float) -> None:
-        self._longest_stop = stop_timeout + _LONGEST_REST
+        self._longest_stop = min(stop_timeout + _LONGEST_REST, threading.TIMEOUT_MAX)
         self._stopping = threading.Lock()
         self._ended = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
@@ -71,6 +71,8 @@ class Signals:
         self._loop = asyncio.get_running_loop()
         self._first = first
         self._receiver, self._sender = socket.socketpair()
+        # The program may have set a default timeout for sockets.
+        self._receiver.setblocking(True)
         self._sender.setblocking(False)
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._on_signal)
@@ -98,7 +100,7 @@ class Signals:
     def stopping(self) -> None:
         """Make sure that the program, which is stopping now, ends. Works from any thread."""
         if self._stopping.acquire(blocking=False):
-            threading.Thread(target=self._enforce_end, name="spa_dat stop", daemon=True).start()
+            _start_thread(self._enforce_end, name="spa_dat stop")
 
     def _enforce_end(self) -> None:
         self._ended.wait(self._longest_stop)
@@ -162,7 +164,7 @@ class Signals:
         self.stopping()
         self._call_on_loop(self._stop)
         # In another thread: whatever holds the log's lock must not stop this one.
-        threading.Thread(target=self._announce, args=(number,), daemon=True).start()
+        _start_thread(self._announce, number, name="spa_dat signal")
 
     def _second(self, last: signal.Signals) -> signal.Signals:
         """Return the second of the two signals that the interpreter has handled, ``last`` last."""
@@ -185,22 +187,75 @@ class Signals:
         _exit(128 + number, "%s again: ending at once", number.name)
 
 
+class _Held(threading.local):
+    """The signal mask of a thread that is forking, as it was before; None while it is not."""
+
+    mask: set[signal.Signals | int] | None = None
+
+
+def _hold_signals() -> None:
+    # Until it has handlers of its own, the child would write its signals where the parent reads.
+    if _installed:
+        _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _let_signals_in() -> None:
+    mask, _held.mask = _held.mask, None
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _IgnoredSignals:
+    """SIGINT and SIGTERM, ignored in this process, and not in those that it starts.
+
+    With SIG_IGN these would ignore them as well, and nobody could terminate them.
+    """
+
+    def __init__(self) -> None:
+        self._before = {number: signal.signal(number, self._ignore) for number in _SIGNALS}
+
+    def _ignore(self, number: int, frame: FrameType | None) -> None:
+        pass
+
+    def forked(self) -> None:
+        """Restore the signal handlers in a forked child process."""
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._ignore:
+                signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM in this process from now on; called in the main thread."""
+    _installed.append(_IgnoredSignals())
+
+
 def _after_fork() -> None:
     for signals in _installed:
         signals.forked()
     _installed.clear()
+    _let_signals_in()
 
 
-_installed: list[Signals] = []
+_installed: list[Signals | _IgnoredSignals] = []
+_held = _Held()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_let_signals_in, after_in_child=_after_fork
+    )
+
+
+def _start_thread(function: Callable[..., object], *args: object, name: str) -> None:
+    # The program may have used up all threads that there may be, and has to end nevertheless.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=function, args=args, name=name, daemon=True).start()
 
 
 def _exit(code: int, *last_words: object) -> None:
     # Whatever hangs may hold the lock of the log or of a stream.
     words = threading.Thread(target=_say, args=last_words, daemon=True)
-    words.start()
-    words.join(_FOR_LAST_WORDS)
+    with contextlib.suppress(RuntimeError):
+        words.start()
+        words.join(_FOR_LAST_WORDS)
     os._exit(code)
 
 

@@ -8,7 +8,6 @@ import fcntl
 import logging
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -23,6 +22,7 @@ from ...actors import RestartPolicy
 from ...transports import DeliveryState, Envelope, Identity, TopicFilter
 from ..application._lifecycle import Run
 from ..application._program import IMPORTING, end_loop
+from ..application._signals import ignore_signals
 from ..hosting._actor_observer import Receive
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._application_settings import Settings
@@ -401,8 +401,7 @@ def main(pipe: int, memory: int) -> None:
     os.close(inherited[0])
     os.close(inherited[1])
     # Both are meant for the program; it is the parent that stops the child then.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     threading.Thread(
         target=_end_with_parent, args=(watched,), name="spa_dat parent", daemon=True
     ).start()

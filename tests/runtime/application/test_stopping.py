@@ -183,6 +183,121 @@ def test_the_signals_of_processes_that_it_forks_are_theirs(start: Start) -> None
     assert [line for line in said if "SIG" in line] == ["SIGTERM -15", "SIGINT 1"]
 
 
+def test_a_signal_to_a_process_that_was_forked_this_moment_is_its_own(start: Start) -> None:
+    program = start(
+        f"""
+        import os, signal
+        {_MAKE}
+        app = make()
+
+        def fork_and_end():
+            reader, writer = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(writer)
+                os.read(reader, 1)  # until the parent ends
+                os._exit(0)
+            os.kill(child, signal.SIGTERM)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os.close(reader)
+            os.close(writer)
+            return code
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            say(*{{fork_and_end() for _ in range(50)}})
+            app.stop()
+
+        app.run()
+        """
+    )
+    code, said, _ = program.end()
+    assert code == 0
+    assert "-15" in said
+    assert not any("SIGTERM" in line for line in said)
+
+
+def test_signals_are_heard_whatever_the_default_timeout_of_sockets_is(start: Start) -> None:
+    program = start(
+        f"""
+        import socket
+        socket.setdefaulttimeout(0.0)
+        {_MAKE}
+        app = make()
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            say("ready")
+            while True:
+                pass
+
+        app.run()
+        """
+    )
+    program.read_until("ready")
+    program.signal(signal.SIGTERM)
+    program.signal(signal.SIGINT)
+    code, _, err = program.end()
+    assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT)], ids=["one", "two"]
+)
+def test_a_program_that_has_used_up_all_threads_stops_nevertheless(
+    start: Start, signals: tuple[signal.Signals, ...]
+) -> None:
+    program = start(
+        f"""
+        import threading
+        {_MAKE}
+        app = make()
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            def refuse(thread):
+                raise RuntimeError("can't start new thread")
+
+            threading.Thread.start = refuse
+            say("ready")
+            if {len(signals)} > 1:
+                time.sleep(1000)
+
+        app.run()
+        """
+    )
+    program.read_until("ready")
+    for number in signals:
+        program.signal(number)
+    code, said, err = program.end()
+    assert "Traceback" not in err
+    if len(signals) > 1:
+        assert code in {128 + number for number in signals}
+    else:
+        assert code == 0
+        assert any(line.startswith("application 'plant' instance '0' has stopped") for line in said)
+
+
+def test_a_time_to_stop_that_no_thread_can_wait_for_is_only_long(start: Start) -> None:
+    program = start(
+        f"""
+        {_MAKE.replace("stop_timeout=0.1", "stop_timeout=1e12")}
+        app = make()
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            say("ready")
+
+        app.run()
+        """
+    )
+    program.read_until("ready")
+    program.signal(signal.SIGTERM)
+    code, _, err = program.end()
+    assert (code, err) == (0, "")
+
+
 def test_a_signal_that_the_program_takes_over_is_its_own(start: Start) -> None:
     program = start(
         f"""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -185,6 +187,36 @@ async def test_def_handlers_have_a_thread_and_a_blocking_socket_there() -> None:
         await app.socket().publish("in", "x")
         await eventually(lambda: got)
     assert got == [["x", False, 1, "work", "plant"]]
+
+
+async def test_what_a_handler_has_started_there_can_be_terminated() -> None:
+    app = make()
+
+    @app.application("in", placement="process")
+    def work(payload: str) -> list[int | None]:
+        # Both end with the test's process, if nothing else ends them.
+        ended: list[int | None] = []
+        command = [sys.executable, "-c", "print(flush=True); import sys; sys.stdin.read()"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe) as program:
+            assert program.stdout is not None
+            program.stdout.readline()
+            program.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                ended.append(program.wait(10))
+            program.kill()
+        ours, theirs = multiprocessing.Pipe()
+        forked = multiprocessing.get_context("fork").Process(target=theirs.recv)
+        forked.start()
+        forked.terminate()
+        forked.join(10)
+        ended.append(forked.exitcode)
+        forked.kill()
+        ours.close()
+        return ended
+
+    async with app:
+        assert await app.socket().request("in", "x", reply=list[int | None]) == [-15, -15]
 
 
 async def test_requests_go_both_ways_and_errors_keep_their_class() -> None:
