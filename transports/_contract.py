@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from .._environment import Environment
@@ -71,12 +72,15 @@ class Surroundings:
         stats: counters by dotted name, for example ``messages.dropped``.
         fatal: called when the bus cannot continue at all, for example because another program
             keeps taking over the client id. The application ends with that error.
+        folder: returns where files may be kept from one run to the next, and raises
+            ConfigurationError if there is no such place; None if no file is to be kept.
     """
 
     identity: Identity
     environment: Environment = field(default_factory=Environment)
     stats: Counter[str] = field(default_factory=Counter)
     fatal: Callable[[BaseException], None] = lambda error: None
+    folder: Callable[[], Path] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TypeVar
 from .._texts import quoted
 from ..errors import ConfigurationError
 
-__all__ = ["SqliteFile", "file_name"]
+__all__ = ["SqliteFile", "file_name", "remove_database"]
 
 T = TypeVar("T")
 
@@ -41,9 +41,12 @@ class SqliteFile:
         version: of the tables; files of newer ones are refused.
         schema: SQL statements that create the tables.
         what: what the file is, for errors.
+        replace: whether a new one takes the place of a file that cannot be read, because all of it
+            is elsewhere, too.
 
     Attributes:
         name: what it is and where, for errors.
+        replaced: why a new one has taken the place of another; None if none has.
 
     Raises:
         ConfigurationError: the file cannot be created or read, is no such file, is damaged, was
@@ -51,13 +54,34 @@ class SqliteFile:
     """
 
     def __init__(
-        self, path: Path, *, kind: int, version: int, schema: Sequence[str], what: str
+        self,
+        path: Path,
+        *,
+        kind: int,
+        version: int,
+        schema: Sequence[str],
+        what: str,
+        replace: bool = False,
     ) -> None:
         # SQLite puts the log beside the file itself, not beside a link to it.
         self.path = Path(os.path.realpath(path))
         self.name = file_name(what, path)
         self._lock = threading.Lock()
         self._log = -1
+        self.replaced: str | None = None
+        try:
+            self._open(kind, version, schema)
+        except _Unreadable as error:
+            if not replace:
+                raise ConfigurationError(f"{self.name} {error}") from error.__cause__
+            self.replaced = error.why
+            try:
+                remove_database(self.path)
+            except OSError as failed:
+                raise ConfigurationError(f"{self.name}: {_reason(failed)}") from failed
+            self._open(kind, version, schema)
+
+    def _open(self, kind: int, version: int, schema: Sequence[str]) -> None:
         self._create()
         try:
             self._database = sqlite3.connect(
@@ -71,6 +95,11 @@ class SqliteFile:
                 self._database.close()
                 raise
         except (sqlite3.Error, OSError) as error:
+            if _code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise _Unreadable(
+                    f"damaged, or no database ({error})",
+                    "restore it, or move it away and do without what it contains",
+                ) from error
             raise ConfigurationError(f"{self.name}: {_reason(error)}") from error
 
     def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -102,7 +131,18 @@ class SqliteFile:
         log = os.fstat(self._log)
         if not log.st_nlink or self._found() != self._identity:
             raise OSError(errno.ENOENT, "somebody has removed or replaced it", str(self.path))
-        if log.st_size >= _CHECKPOINT_AT * _PAGE:
+        self._tidy(log.st_size)
+
+    def tidy(self) -> None:
+        """Keep the log short, for those who have no need of `sync`.
+
+        Raises:
+            OSError: the disk has failed.
+        """
+        self._tidy(os.fstat(self._log).st_size)
+
+    def _tidy(self, size: int) -> None:
+        if size >= _CHECKPOINT_AT * _PAGE:
             # If the disk is full the log grows on; the next one tries again.
             with self._lock, contextlib.suppress(sqlite3.OperationalError):
                 self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -139,8 +179,7 @@ class SqliteFile:
     @staticmethod
     def is_full(error: BaseException) -> bool:
         """Whether a write has failed because the disk, or a limit of the system, has no room."""
-        code = getattr(error, "sqlite_errorcode", None)
-        return isinstance(error, OSError) or (code is not None and code & 0xFF in _WHY_IT_IS_FULL)
+        return isinstance(error, OSError) or _code(error) in _WHY_IT_IS_FULL
 
     def _found(self) -> tuple[int, int] | None:
         """Return what tells the file at the path from others; None if there is none."""
@@ -176,16 +215,16 @@ class SqliteFile:
                 " folder, or move the file away"
             )
         if written > version:
-            raise ConfigurationError(
-                f"{self.name} was written by a newer version of this package (format {written},"
-                f" and {version} is the newest that is known here), and is left as it is: use that"
-                " version, or move the file away"
+            raise _Unreadable(
+                f"written by a newer version of this package (format {written}, and {version} is"
+                " the newest that is known here)",
+                "use that version, or move the file away",
             )
         (state,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if state != "ok":
-            raise ConfigurationError(
-                f"{self.name} is damaged ({quoted(state, 200)}), and is left as it is: restore it,"
-                " or move it away and do without what it contains"
+            raise _Unreadable(
+                f"damaged ({quoted(state, 200)})",
+                "restore it, or move it away and do without what it contains",
             )
         database.execute("PRAGMA journal_mode=WAL")
         # Synchronised by sync(), which many transactions share.
@@ -225,17 +264,34 @@ def file_name(what: str, path: Path) -> str:
     return f"{what} {quoted(str(path), 1_000)}"
 
 
+class _Unreadable(Exception):
+    """A file is ours, or may be, and cannot be read.
+
+    Args:
+        why: what it is.
+        advice: what to do.
+    """
+
+    def __init__(self, why: str, advice: str) -> None:
+        super().__init__(f"is {why}, and is left as it is: {advice}")
+        self.why = why
+
+
+def remove_database(path: Path) -> None:
+    """Remove a file that nobody has open, with what SQLite has put beside it; raises OSError."""
+    for beside in ("-wal", "-shm", ""):
+        Path(f"{path}{beside}").unlink(missing_ok=True)
+
+
+def _code(error: BaseException) -> int:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
 def _reason(error: sqlite3.Error | OSError) -> str:
     """Return why a file cannot be used, and what to do."""
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return (
             "it is in use by another process: give each copy of the application another"
             " instance=, or stop the other one"
-        )
-    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return (
-            f"it is damaged, or no database ({error}), and is left as it is: restore it, or move"
-            " it away and do without what it contains"
         )
     return f"it cannot be used: {error}; check the disk and the rights of the file"

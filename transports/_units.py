@@ -75,12 +75,20 @@ class Unit(Tracker, abc.ABC):
         """
 
     @abc.abstractmethod
-    def load(self, key: str) -> bytes | None:
-        """Return what is kept of a key, after everything that was settled; None for nothing."""
+    async def load(self, key: str) -> bytes | None:
+        """Return what is kept of a key, after everything that was settled; None for nothing.
+
+        Raises:
+            StateNotWritten: it cannot be read at the moment.
+        """
 
     @abc.abstractmethod
-    def peek(self, key: str) -> bytes | None:
-        """Return what was committed last of a key; None for nothing, or while that is unknown."""
+    async def peek(self, key: str) -> bytes | None:
+        """Return what was committed last of a key; None for nothing, or while that is unknown.
+
+        Raises:
+            StateNotWritten: as `load`.
+        """
 
     @abc.abstractmethod
     def refused(self, delivery: Delivery) -> Refused | None:

@@ -95,6 +95,7 @@ class DistributedApplication:
             needs a ``name``. None keeps it in memory.
         state_folder: where the states of durable actors are kept, in a file for each instance;
             created for this user alone (mode 0700) if it is missing. It has to be on a local disk.
+            On Kafka the files are snapshots of what the cluster keeps, and may be deleted.
             By default the first folder of the environment variable ``STATE_DIRECTORY``, which
             systemd sets, or else ``spa-dat`` in ``XDG_STATE_HOME``, which is ``~/.local/state``
             unless it is set.

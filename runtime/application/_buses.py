@@ -97,6 +97,7 @@ class Buses:
                 self._settings.environment,
                 self._settings.stats,
                 partial(self._lost, provider.address),
+                self._settings.folder,
             )
             used = provider if stand_in is None else stand_in(provider)
             reply_topics, middleware = self._settings.reply_topics, self._settings.on_publishes

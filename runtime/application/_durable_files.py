@@ -14,7 +14,6 @@ from ...transports import Identity
 from ...transports._outbox_file import messages_in
 from ...transports._outbox_options import OutboxFile
 from ...transports._sqlite_states import SqliteStates
-from ...transports._state_folder import state_folder
 from ...transports._state_store import StateStore
 from ..hosting._application_settings import Settings
 from ..hosting._durable_states import DurableStates
@@ -40,12 +39,11 @@ def states_of(
             "durable actors need an application with a name, which finds its states again after a"
             " restart: give name="
         )
-    store = settings.state_store
+    store, folder = settings.state_store, settings.folder
     path = None
     opens = _store_of([spec for spec in specs if _keeps_here(spec)])
-    if store is None and opens is None:
-        folder = state_folder(settings.state_folder, of="a durable actor", option="state_folder=")
-        path = folder / _file_of(settings)
+    if folder is not None and opens is None:
+        path = folder() / _file_of(settings)
 
     def open_store() -> StateStore:
         if store is not None:

@@ -18,6 +18,8 @@ from ..options._option_checks import check_seconds
 from ._actor_observer import Observer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ...transports._outbox_options import OutboxFile
     from ...transports._state_store import StateStore
     from ..metrics._measurements import Measurements
@@ -74,6 +76,23 @@ class Settings:
     state_folder: str | None = None
     state_store: StateStore | None = None
     reached: Reached | None = None
+
+    @property
+    def folder(self) -> Callable[[], Path] | None:
+        """What returns the folder of the states of durable keys; None if no files are kept.
+
+        It raises ConfigurationError if there is no folder.
+        """
+        if self.state_store is not None:
+            return None
+
+        def folder() -> Path:
+            # Hardly any application needs it.
+            from ...transports._state_folder import state_folder
+
+            return state_folder(self.state_folder, of="a durable actor", option="state_folder=")
+
+        return folder
 
     @property
     def around_handlers(self) -> tuple[Middleware, ...]:

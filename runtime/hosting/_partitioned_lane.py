@@ -76,7 +76,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
         refuse_again(unit, delivery)
         self._check_key(cell, delivery.envelope)
         if not cell.active:
-            stored = unit.load(cell.key)
+            stored = await unit.load(cell.key)
             cell.saved = None
             if stored is not None:
                 cell.saved = self.kept.read(StoredKey(stored, 0), cell.key)
@@ -122,7 +122,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
         """As of `DurableLane`, of the partitions that this instance has."""
         for route in self._run.routes_to(self.runner):
             for unit in route.router.trackers:
-                stored = unit.peek(key) if isinstance(unit, Unit) else None
+                stored = await unit.peek(key) if isinstance(unit, Unit) else None
                 if stored is not None:
                     return self.kept.copy_of(StoredKey(stored, 0), key)
         raise NotHere(

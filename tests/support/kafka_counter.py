@@ -31,7 +31,8 @@ config = KafkaConfig(
     session_timeout=2.0,
     backoff_max=0.5,
 )
-app = DistributedApplication(config, name="counter", instance=instance)
+folder = os.path.dirname(ledger)
+app = DistributedApplication(config, name="counter", instance=instance, state_folder=folder)
 # For a test that finds it hanging.
 faulthandler.register(signal.SIGUSR1, chain=True)
 written = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
+import sqlite3
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +27,15 @@ from spa_dat import (
     on_reminder,
 )
 from spa_dat.errors import ConfigurationError, NotHere, RemoteError
+from spa_dat.runtime.application import _buses
 from spa_dat.runtime.hosting._keyed_lane import KeyedLane
 from spa_dat.runtime.hosting._partitioned_lane import PartitionedLane, WrongKey
 from spa_dat.testing import Faults, Harness
+from spa_dat.transports import Surroundings
+from spa_dat.transports.kafka._topic_facts import TopicFacts
 from spa_dat.transports.kafka.consuming import _units
+from spa_dat.transports.kafka.consuming._snapshot_file import SnapshotFile
+from spa_dat.transports.kafka.consuming._snapshots import PartitionStates
 from spa_dat.transports.kafka.producing._topic_creation import Topics
 from spa_dat.transports.kafka.producing._transactions import (
     TransactionalProducer,
@@ -55,7 +64,11 @@ def application(instance: int = 0, name: str | None = "app") -> DistributedAppli
 
 
 def counting(
-    instance: int = 0, *, once: bool = True, retry: RetryPolicy | None = None
+    instance: int = 0,
+    *,
+    once: bool = True,
+    retry: RetryPolicy | None = None,
+    hot: int | None = None,
 ) -> DistributedApplication:
     """Return an application that numbers the messages of each key."""
     app = application(instance)
@@ -65,6 +78,7 @@ def counting(
         per="key",
         state=Count,
         durable=True,
+        hot=hot,
         exactly_once=once,
         retry=retry or RetryPolicy(attempts=100, first=0.01),
     )
@@ -286,6 +300,133 @@ def test_requests_are_answered_after_the_commit_and_not_to_the_own_partition() -
         assert harness.request("ask/a", 1) == b"10"
 
 
+# States that are in a snapshot.
+
+
+@pytest.fixture
+def snapshots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Let applications have snapshots, which they have not in tests; return their folder."""
+
+    def surroundings(*given: Any) -> Surroundings:
+        return replace(Surroundings(*given), folder=lambda: tmp_path)
+
+    async def facts(client: Any, names: list[str]) -> dict[str, TopicFacts]:
+        # The simulated cluster has no ids.
+        return {name: TopicFacts(f"id of {name}", readable=True, partitions=3) for name in names}
+
+    monkeypatch.setattr(_buses, "Surroundings", surroundings)
+    monkeypatch.setattr(_units, "topic_facts", facts)
+    return tmp_path
+
+
+def in_snapshot(folder: Path, instance: int = 0) -> dict[bytes, int]:
+    """Return the counts that are in the file of an application that is not running."""
+    with contextlib.closing(sqlite3.connect(folder / f"app.{instance}.work.snapshot")) as database:
+        rows = database.execute("SELECT key, value FROM state").fetchall()
+    return {key: json.loads(value.partition(b"\n")[2])["n"] for key, value in rows}
+
+
+def test_states_that_went_are_in_the_snapshot_and_not_in_memory(
+    snapshots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[PartitionStates] = []
+    written = PartitionStates.written
+
+    def remember(self: PartitionStates, values: Any) -> None:
+        written(self, values)
+        known.append(self)
+
+    monkeypatch.setattr(PartitionStates, "written", remember)
+    with Harness(counting(hot=2)) as harness:
+        for number in range(60):
+            harness.publish(f"work/k{number % 20}", 1)
+        harness.settle()
+        harness.advance(5)
+        assert len(harness.keys("work")) == 2
+        assert {place.partition for place in known} == {0, 1, 2}
+        assert not any(place.values for place in known)
+        for number in range(20):
+            harness.publish(f"work/k{number}", 1)
+        harness.settle()
+        assert all(counts(harness, f"k{number}") == [1, 2, 3, 4] for number in range(20))
+    assert in_snapshot(snapshots) == {b"k%d" % number: 4 for number in range(20)}
+
+
+def test_a_restart_reads_the_snapshot_and_not_the_changelog(snapshots: Path) -> None:
+    app = counting()
+    with Harness(app) as harness:
+        for key in ("a", "b", "a"):
+            harness.publish(f"work/{key}", 1)
+        harness.publish("work/gone", 1)
+        harness.publish("work/gone", -2)
+        harness.settle()
+        harness.stop()
+        assert in_snapshot(snapshots) == {b"a": 2, b"b": 1}
+        file = sqlite3.connect(snapshots / "app.0.work.snapshot")
+        with contextlib.closing(file), file:
+            file.execute("UPDATE state SET value = replace(value, '\"n\":2', '\"n\":7')")
+            file.execute("UPDATE state SET value = CAST(value AS BLOB)")
+        harness.restart()
+        for key in ("a", "b", "gone"):
+            harness.publish(f"work/{key}", 1)
+        harness.settle()
+        assert counts(harness, "a")[-1] == 8
+        assert counts(harness, "b")[-1] == 2
+        assert counts(harness, "gone")[-1] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_not_committed_never_gets_into_the_snapshot(
+    snapshots: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    commit, right = TransactionalProducer.commit, [len(numbers) for numbers in RIGHT]
+    failures = fail_often(monkeypatch, seed)
+    with Harness(counting(hot=1)) as harness:
+        assert numbered(harness) == RIGHT
+        harness.stop()
+        # The last answer may have been lost.
+        found = in_snapshot(snapshots)
+        assert all(found.get(b"k%d" % key, 0) <= right[key] for key in range(KEYS))
+        monkeypatch.setattr(TransactionalProducer, "commit", commit)
+        harness.restart()
+        harness.settle()
+    assert min(failures["before"], failures["after"]) > 0
+    assert in_snapshot(snapshots) == {b"k%d" % key: right[key] for key in range(KEYS)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_faults_strike_snapshots_are_right(snapshots: Path, seed: int) -> None:
+    apps = counting(0, hot=1), counting(1, hot=1)
+    with Harness(*apps, seed=seed, faults=FAULTS) as harness:
+        assert numbered(harness) == RIGHT
+
+
+def test_a_snapshot_that_fails_is_thrown_away_and_the_changelog_is_read(
+    snapshots: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = SnapshotFile.load
+
+    def fail(self: SnapshotFile, keys: Any) -> Any:
+        if (1, b"k0") in keys or (0, b"k0") in keys or (2, b"k0") in keys:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        return load(self, keys)
+
+    with Harness(counting(hot=1)) as harness:
+        for number in range(20):
+            harness.publish(f"work/k{number % 10}", number)
+        harness.settle()
+        harness.advance(5)
+        monkeypatch.setattr(SnapshotFile, "load", fail)
+        for number in range(20):
+            harness.publish(f"work/k{number % 10}", number)
+        harness.settle()
+        assert all(counts(harness, f"k{number}") == [1, 2, 3, 4] for number in range(10))
+    lines = [one for one in caplog.messages if "is thrown away" in one]
+    assert len(lines) == 1
+    assert "malformed" in lines[0]
+    assert not (snapshots / "app.0.work.snapshot").exists()
+
+
 # Whatever goes wrong.
 
 
@@ -359,8 +500,10 @@ def test_without_forgetting_what_was_not_committed_counts_would_be_wrong(
 def test_without_reading_the_changelog_to_its_end_counts_would_be_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def skip(*_: object) -> None:
+    async def skip(*arguments: Any) -> None:
         """Take what is known here for all there is."""
+        for states in arguments[3].values():
+            states.restored = True
 
     monkeypatch.setattr(_units, "restore", skip)
     failures = fail_often(monkeypatch, 0)

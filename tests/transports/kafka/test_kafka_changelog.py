@@ -13,10 +13,12 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from spa_dat._pytest import require
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka import KafkaConfig
-from spa_dat.transports.kafka.consuming._changelog import PartitionStates, restore
+from spa_dat.transports.kafka.consuming._changelog import restore
+from spa_dat.transports.kafka.consuming._snapshots import PartitionStates
 from support.transactions import Bench, real_bench, simulated_bench
 
 Program = Callable[[Bench], Awaitable[None]]
+NOW = 1_000_000.0
 PROGRAMS: dict[str, Program] = {}
 
 
@@ -52,7 +54,7 @@ async def test_on_a_real_broker(name: str, broker: Kafka) -> None:
 async def read(bench: Bench, topic: str, *known: PartitionStates) -> None:
     config = KafkaConfig(bench.admin, request_timeout=10.0)
     async with asyncio.timeout(60):
-        await restore(config, "test", topic, dict(enumerate(known)))
+        await restore(config, "test", topic, dict(enumerate(known)), NOW)
 
 
 async def change(producer: Any, topic: str, values: dict[str, str | None], partition: int) -> None:

@@ -14,47 +14,25 @@ from aiokafka.structs import TopicPartition
 from .._aiokafka_private import client_of, keep_connections, stop_consumer
 from .._client_options import common_options, fetch_options, renewed_options
 from .._config import KafkaConfig
+from ._snapshots import PartitionStates
 
-__all__ = ["PartitionStates", "key_bytes", "restore"]
+__all__ = ["restore"]
 
 _FETCHED = 8_388_608
 # The last poll brings nothing: what lies behind the last record is never handed out.
 _POLL_MS = 10
 _STOP_TIMEOUT = 1.0
-
-
-class PartitionStates:
-    """What is committed of the keys of one partition.
-
-    Attributes:
-        values: by the keys, as they are in records.
-        position: the offset in the changelog up to which they are known.
-    """
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self.position = 0
-
-    def apply(self, key: bytes, value: bytes | None) -> None:
-        """Take notice of a record."""
-        if value is None:
-            self.values.pop(key, None)
-        else:
-            self.values[key] = value
-
-    def forget(self) -> None:
-        """Know nothing any more."""
-        self.values = {}
-        self.position = 0
-
-
-def key_bytes(key: str) -> bytes:
-    """Return a key as it is in records."""
-    return key.encode("utf-8", "surrogatepass")
+# Seconds after which what deletes a key may be gone: half of the time for which a cluster keeps it
+# if whoever has created the topic has not said otherwise.
+_TOO_OLD = 43_200.0
 
 
 async def restore(
-    config: KafkaConfig, client_id: str, topic: str, states: Mapping[int, PartitionStates]
+    config: KafkaConfig,
+    client_id: str,
+    topic: str,
+    states: Mapping[int, PartitionStates],
+    now: float,
 ) -> None:
     """Bring what is known of partitions up to date.
 
@@ -66,8 +44,10 @@ async def restore(
         client_id: our name in the cluster's logs.
         topic: the changelog.
         states: by the numbers of the partitions.
+        now: seconds since 1970.
 
     Raises:
+        SnapshotLost: a snapshot could not be used; they have to be read once more.
         OSError, aiokafka.errors.KafkaError: no answer.
     """
     places = [TopicPartition(topic, number) for number in sorted(states)]
@@ -90,13 +70,32 @@ async def restore(
             ends = await reader.end_offsets(places)
         for place in places:
             known = states[place.partition]
-            if not starts[place] <= known.position <= ends[place]:
-                # Another log, or one whose tombstones may be gone.
+            why = _why_useless(known, starts[place], ends[place], now)
+            if why is not None:
                 known.forget()
+                if known.snapshot is not None:
+                    await known.snapshot.forget(known.partition, why)
             reader.seek(place, max(known.position, starts[place]))
         await _read(reader, config, places, ends, states)
     finally:
         await stop_consumer(reader, _STOP_TIMEOUT)
+
+
+def _why_useless(known: PartitionStates, start: int, end: int, now: float) -> str | None:
+    """Return why nothing can be read after what is known of a partition; None if it can."""
+    if not known.position:
+        return None
+    if known.position < start:
+        return f"it is up to offset {known.position}, and the changelog begins at {start}"
+    if known.position > end:
+        return f"it is up to offset {known.position}, and the changelog ends at {end}"
+    # Behind what was written last there is the marker of its transaction.
+    if known.at is not None and now - known.at > _TOO_OLD and end > known.position + 1:
+        return (
+            f"it is {(now - known.at) / 3600:.0f} hours old, and what was deleted meanwhile may not"
+            " be in the changelog any more"
+        )
+    return None
 
 
 async def _read(
@@ -109,7 +108,7 @@ async def _read(
     loop = asyncio.get_running_loop()
     patience = config.request_timeout
     give_up = loop.time() + patience
-    left = places
+    left = [*places]
     while left:
         async with asyncio.timeout_at(give_up):
             fetched = await reader.getmany(timeout_ms=_POLL_MS)
@@ -123,7 +122,14 @@ async def _read(
             position = await reader.position(place)
             moved = moved or position != states[place.partition].position
             states[place.partition].position = position
-        left = [place for place in left if states[place.partition].position < ends[place]]
+        for place in [*left]:
+            known = states[place.partition]
+            is_over = known.position >= ends[place]
+            if known.snapshot is not None and (is_over or known.many):
+                await known.snapshot.write(known)
+            if is_over:
+                known.restored = True
+                left.remove(place)
         if moved:
             give_up = loop.time() + patience
         elif loop.time() >= give_up:

@@ -147,6 +147,12 @@ class GroupMember(ConsumerSessions):
             one_less = max(len(running) - 1, 0)
             await self._unless_interrupted(stalled.finished(running, math.inf, one_less))
 
+    async def close(self, seconds: float = math.inf) -> None:
+        """As of `ConsumerSessions`."""
+        await super().close(seconds)
+        if self._units is not None:
+            await self._units.close()
+
     def _make(self) -> Any:
         config = self._config
         options = self._options()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -16,6 +17,7 @@ from .._offset_notes import offset_note
 from .._records import Record
 from ..producing._transactions import Placed, TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
+from ._snapshots import PartitionStates, SnapshotLost
 from ._unit_tracker import Due, RefusedOutcomes, UnitTracker, records_of
 
 __all__ = ["UnitCommits"]
@@ -219,12 +221,12 @@ class UnitCommits:
         self._stats["kafka.transactions"] += 1
         self._on_committed()
         tracker.has_committed(due)
-        if tracker.states is not None:
-            log = TopicPartition(self._changelog, place.partition)
-            tracker.states.position = ends.get(log, tracker.states.position)
         for _, outcome in due.outcomes:
             for committed in outcome.committed:
                 committed()
+        if tracker.states is not None:
+            log = TopicPartition(self._changelog, place.partition)
+            await _keep(tracker.states, ends.get(log))
 
     def _fail(self, place: TopicPartition, error: TransactionFailed) -> None:
         self._stats["kafka.transactions_failed"] += 1
@@ -273,3 +275,21 @@ class UnitCommits:
             if due is None:
                 return
             await self._commit(unit, due)
+
+
+async def _keep(states: PartitionStates, end: int | None) -> None:
+    """Have what was committed written to the snapshot; wait if there is too much that is not.
+
+    Args:
+        states: has it already.
+        end: the offset behind it; None if no state has changed.
+    """
+    if end is None or not states.restored:
+        return
+    states.position = end
+    if states.snapshot is not None:
+        states.snapshot.note(states)
+        if states.too_many:
+            # Everything begins anew if it cannot be written.
+            with contextlib.suppress(SnapshotLost):
+                await states.snapshot.write(states)

@@ -13,8 +13,8 @@ from ..._units import Outcome, Refused, Unit
 from .._records import Record
 from ..producing._transactions import Refusals
 from ._assignment import Assignment
-from ._changelog import PartitionStates, key_bytes
 from ._committable_offsets import PartitionTracker
+from ._snapshots import PartitionStates, key_bytes
 
 __all__ = ["Due", "RefusedOutcomes", "UnitTracker", "records_of"]
 
@@ -138,18 +138,18 @@ class UnitTracker(PartitionTracker, Unit):
             self._latest[key_bytes(outcome.key)] = outcome.value
         super().settled(delivery)
 
-    def load(self, key: str) -> bytes | None:
+    async def load(self, key: str) -> bytes | None:
         """See `Unit.load`."""
         assert self.states is not None
         known = key_bytes(key)
         if known in self._latest:
             return self._latest[known]
-        return self.states.values.get(known)
+        return await self.states.load(key)
 
-    def peek(self, key: str) -> bytes | None:
+    async def peek(self, key: str) -> bytes | None:
         """See `Unit.peek`."""
         known = self.states if self._assignment.open else None
-        return None if known is None else known.values.get(key_bytes(key))
+        return None if known is None else await known.load(key)
 
     def refused(self, delivery: Delivery) -> Refused | None:
         """See `Unit.refused`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from aiokafka.structs import TopicPartition
@@ -15,10 +16,12 @@ from ..._contract import Subscription
 from .._aiokafka_private import client_of, find_topics
 from .._bus_context import BusContext
 from .._errors import describe
+from .._topic_facts import topic_facts
 from .._topic_names import Selection
 from ..producing._transactions import TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
-from ._changelog import PartitionStates, restore
+from ._changelog import restore
+from ._snapshots import PartitionStates, Snapshot, SnapshotLost
 from ._unit_commits import UnitCommits
 from ._unit_tracker import RefusedOutcomes, UnitTracker
 
@@ -58,6 +61,33 @@ class Units:
         if subscription.keeps_states:
             application = context.surroundings.identity.application
             self._changelog = context.names.states(application, subscription.name)
+        # That of the changelog whose states these are; empty before one was read.
+        self._changelog_id = ""
+        self._snapshot = self._snapshot_in(context) if subscription.keeps_states else None
+        # Ends the current assignment when what is known of the states is lost.
+        self._on_failed: Callable[[TransactionFailed], None] = lambda error: None
+        self._restoring = False
+
+    def _snapshot_in(self, context: BusContext) -> Snapshot | None:
+        folder = context.surroundings.folder
+        if folder is None:
+            return None
+        name = f"{self._client_id}.snapshot"
+        return Snapshot(
+            lambda: folder() / name, context.surroundings.environment, self._log, self._lost
+        )
+
+    def _lost(self, error: SnapshotLost) -> None:
+        """Have all states read again, as nothing of what was not in memory is known any more."""
+        for states in self._states.values():
+            states.forget()
+        if not self._restoring:
+            self._on_failed(TransactionFailed(error))
+
+    async def close(self) -> None:
+        """Write what is left to the snapshot, and release it."""
+        if self._snapshot is not None:
+            await self._snapshot.close()
 
     def check(self, selection: Selection) -> None:
         """Raise ConfigurationError unless the subscription reads one topic."""
@@ -102,7 +132,10 @@ class Units:
         """Return the tracker of a partition in a new assignment."""
         states = None
         if self._keeps_states:
-            states = self._states.setdefault(partition, PartitionStates())
+            states = self._states.get(partition)
+            if states is None:
+                states = PartitionStates(self._snapshot, partition.partition)
+                self._states[partition] = states
         return UnitTracker(assignment, partition, on_room, self._refusals[partition], states)
 
     def commits(
@@ -114,6 +147,7 @@ class Units:
                 del self._refusals[partition]
         self._first = {at: it for at, it in self._first.items() if at in assignment.trackers}
         self._states = {at: it for at, it in self._states.items() if at in assignment.trackers}
+        self._on_failed = on_failed
         context = self._context
         return UnitCommits(
             assignment,
@@ -152,8 +186,39 @@ class Units:
                 " Give the actor another name, with which it begins with new states, or a topic"
                 " with as many partitions as before"
             )
+        facts = await topic_facts(client, [name])
+        await self._know_changelog(facts[name].id if facts and name in facts else "", count)
         states = {place.partition: it for place, it in self._states.items()}
-        await restore(config, self._client_id, name, states)
+        self._restoring = True
+        try:
+            while True:
+                with contextlib.suppress(SnapshotLost):
+                    await self._find(states.values())
+                    now = self._context.surroundings.environment.now()
+                    await restore(config, self._client_id, name, states, now)
+                    return
+        finally:
+            self._restoring = False
+
+    async def _know_changelog(self, identifier: str, partitions: int) -> None:
+        """Forget all states if they are those of another changelog."""
+        if identifier != self._changelog_id:
+            self._changelog_id = identifier
+            for states in self._states.values():
+                states.forget()
+        if self._snapshot is not None and identifier:
+            # What has no id cannot be told from another one with its name.
+            await self._snapshot.open(identifier, partitions)
+
+    async def _find(self, all_states: Iterable[PartitionStates]) -> None:
+        """Begin with what is in the snapshot."""
+        for states in all_states:
+            states.restored = False
+            if states.snapshot is None or states.position:
+                continue
+            place = await states.snapshot.place(states.partition)
+            if place is not None:
+                states.position, states.at = place
 
     def leave(self, assignment: Assignment) -> None:
         """Note where the partitions of an assignment begin again if nothing is committed."""

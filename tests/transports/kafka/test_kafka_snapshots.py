@@ -1,0 +1,366 @@
+"""Snapshots of the states of keys, on the simulated cluster and on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from spa_dat._environment import Environment
+from spa_dat._limited_log import LimitedLog
+from spa_dat._logs import get_logger
+from spa_dat._pytest import require
+from spa_dat.errors import ConfigurationError, StateNotWritten
+from spa_dat.testing import Kafka
+from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka.consuming._changelog import restore
+from spa_dat.transports.kafka.consuming._snapshot_file import SnapshotFile
+from spa_dat.transports.kafka.consuming._snapshots import (
+    PartitionStates,
+    Snapshot,
+    SnapshotLost,
+)
+from support.transactions import Bench, real_bench, simulated_bench
+
+NOW = 1_000_000.0
+HOUR = 3_600.0
+
+
+class Clock(Environment):
+    """Wall time that a test sets."""
+
+    time = NOW
+
+    def now(self) -> float:
+        return self.time
+
+
+@dataclass
+class World:
+    """A cluster with a changelog, and a folder."""
+
+    bench: Bench
+    folder: Path
+    logged: Callable[[], list[str]]
+    topic: str = ""
+    identifier: str = "id"
+    partitions: int = 1
+    end: int = 0
+    clock: Clock = field(default_factory=lambda: Clock(0))
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.folder / "app.0.work.snapshot"
+
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """Open it, and close it at the end."""
+        lost: list[SnapshotLost] = []
+        log = LimitedLog(get_logger("spa_dat.snapshots"))
+        one = Snapshot(lambda: self.path, self.clock, log, lost.append)
+        await one.open(self.identifier, self.partitions)
+        try:
+            yield one
+        finally:
+            await one.close()
+
+    async def read(self, snapshot: Snapshot) -> PartitionStates:
+        """Return the states of the first partition, from the snapshot and the changelog."""
+        states = PartitionStates(snapshot)
+        place = await snapshot.place(0) if snapshot.is_open else None
+        if place is not None:
+            states.position, states.at = place
+        await self.restore(states)
+        return states
+
+    async def restore(self, states: PartitionStates) -> None:
+        """Bring states up to date."""
+        config = KafkaConfig(self.bench.admin, request_timeout=10.0)
+        async with asyncio.timeout(60):
+            await restore(config, "test", self.topic, {0: states}, self.clock.time)
+
+    async def change(self, **values: str | None) -> None:
+        """Commit a change of states."""
+        producer = await self.bench.producer("p")
+        async with producer.transaction():
+            for key, value in values.items():
+                text = None if value is None else value.encode()
+                await producer.send_and_wait(self.topic, text, key=key.encode(), partition=0)
+        await producer.stop()
+        self.end += len(values) + 1
+        await self.bench.until_ends(self.topic, self.end)
+
+    def mark(self) -> None:
+        """Change the file, which shows whether something is read from there."""
+        with contextlib.closing(sqlite3.connect(self.path)) as database, database:
+            database.execute("UPDATE state SET value = CAST(value || '!' AS BLOB)")
+
+
+Program = Callable[[World], Awaitable[None]]
+PROGRAMS: dict[str, Program] = {}
+
+
+def program(one: Program) -> Program:
+    """Run it on both clusters."""
+    PROGRAMS[one.__name__] = one
+    return one
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Kafka]:
+    require(Kafka)
+    acls = [("ann", "ALL", kind, "may-*") for kind in ("TOPIC", "GROUP", "TRANSACTIONAL_ID")]
+    with Kafka(sasl_users={"ann": "secret"}, acls=acls) as one:
+        yield one
+
+
+async def run(name: str, bench: Bench, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "spa_dat")
+
+    def logged() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.name == "spa_dat.snapshots"]
+
+    world = World(bench, folder, logged)
+    world.topic = await bench.topic("t")
+    await world.change(a="1", b="2", gone="3")
+    await world.change(gone=None)
+    async with world.snapshot() as snapshot:
+        await world.read(snapshot)
+    assert world.logged() == []
+    await PROGRAMS[name](world)
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_on_the_simulated_cluster(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with simulated_bench() as bench:
+        await run(name, bench, tmp_path, caplog)
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_on_a_real_broker(
+    name: str, broker: Kafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with real_bench(broker, f"{name}-"[:60]) as bench:
+        await run(name, bench, tmp_path, caplog)
+
+
+async def found(states: PartitionStates) -> list[bytes | None]:
+    return [await states.load(key) for key in ("a", "b", "gone")]
+
+
+FROM_THE_LOG = [b"1", b"2", None]
+FROM_THE_FILE = [b"1!", b"2!", None]
+
+
+async def is_thrown_away(world: World, why: str) -> None:
+    """Check that all is read from the changelog, and that the one line about it says why."""
+    async with world.snapshot() as snapshot:
+        states = await world.read(snapshot)
+        assert await found(states) == FROM_THE_LOG
+    (line,) = world.logged()
+    assert why in line
+    assert str(world.path) in line
+    # From then on there is a good one.
+    world.mark()
+    async with world.snapshot() as snapshot:
+        assert await found(await world.read(snapshot)) == FROM_THE_FILE
+    assert len(world.logged()) == 1
+
+
+@program
+async def only_what_is_behind_the_snapshot_is_read(world: World) -> None:
+    world.mark()
+    await world.change(b="4", new="5")
+    async with world.snapshot() as snapshot:
+        states = await world.read(snapshot)
+        assert await found(states) == [b"1!", b"4", None]
+        assert await states.load("new") == b"5"
+        # None of it is in memory.
+        assert states.values == {}
+    assert world.logged() == []
+
+
+@program
+async def what_is_noted_is_read_from_memory_until_it_is_written(world: World) -> None:
+    async with world.snapshot() as snapshot:
+        states = await world.read(snapshot)
+        states.apply(b"a", b"9")
+        states.apply(b"b", None)
+        snapshot.note(states)
+        assert await found(states) == [b"9", None, None]
+        await snapshot.write(states)
+        assert states.values == {}
+        assert states.size == 0
+        assert await found(states) == [b"9", None, None]
+
+
+@program
+async def what_changes_while_it_is_written_is_written_next(world: World) -> None:
+    async with world.snapshot() as snapshot:
+        states = await world.read(snapshot)
+        for number in range(50):
+            states.apply(b"a", b"%d" % number)
+            writing = asyncio.ensure_future(snapshot.write(states))
+            await asyncio.sleep(0)
+            states.apply(b"a", b"%d later" % number)
+            await writing
+            assert await states.load("a") == b"%d later" % number
+        snapshot.note(states)
+    async with world.snapshot() as snapshot:
+        assert await snapshot.load(0, b"a") == b"49 later"
+
+
+@program
+async def the_changelog_of_another_topic_or_cluster(world: World) -> None:
+    world.mark()
+    world.identifier = "other"
+    await is_thrown_away(world, "a changelog with another id")
+
+
+@program
+async def a_changelog_with_other_partitions(world: World) -> None:
+    world.mark()
+    world.partitions = 3
+    await is_thrown_away(world, "of a changelog with 1 partitions, which has 3 now")
+
+
+@program
+async def an_offset_beyond_the_end(world: World) -> None:
+    world.mark()
+    with contextlib.closing(sqlite3.connect(world.path)) as database, database:
+        database.execute("UPDATE place SET position = 1000")
+    await is_thrown_away(world, "it is up to offset 1000, and the changelog ends at 6")
+
+
+@program
+async def an_offset_before_the_start(world: World) -> None:
+    world.mark()
+    await world.change(a="1", b="2")
+    client = AIOKafkaAdminClient(bootstrap_servers=world.bench.admin)
+    await client.start()
+    try:
+        records = {TopicPartition(world.topic, 0): RecordsToDelete(before_offset=6)}
+        await client.delete_records(records)
+    finally:
+        await client.close()
+    with contextlib.closing(sqlite3.connect(world.path)) as database, database:
+        database.execute("UPDATE place SET position = 3")
+    await is_thrown_away(world, "it is up to offset 3, and the changelog begins at 6")
+
+
+@program
+async def one_that_is_older_than_what_deletes_keys(world: World) -> None:
+    world.mark()
+    world.clock.time = NOW + 13 * HOUR
+    async with world.snapshot() as snapshot:
+        # Nothing was written since.
+        assert await found(await world.read(snapshot)) == FROM_THE_FILE
+    assert world.logged() == []
+    world.clock.time = NOW + 26 * HOUR
+    await world.change(a="0")
+    await world.change(a="1")
+    await is_thrown_away(world, "it is 13 hours old")
+
+
+@program
+async def a_damaged_file(world: World) -> None:
+    world.path.write_bytes(b"no database" * 1_000)
+    await is_thrown_away(world, "damaged, or no database")
+
+
+@program
+async def a_file_of_a_newer_version(world: World) -> None:
+    with contextlib.closing(sqlite3.connect(world.path)) as database:
+        database.execute("PRAGMA user_version=99")
+    await is_thrown_away(world, "a newer version of this package")
+
+
+@program
+async def a_file_that_another_process_uses_is_left_to_it(world: World) -> None:
+    async with world.snapshot() as first, world.snapshot() as second:
+        states = await world.read(second)
+        assert await found(states) == FROM_THE_LOG
+        assert states.values == {b"a": b"1", b"b": b"2"}
+        assert first.is_open
+        assert not second.is_open
+    (line,) = world.logged()
+    assert "in use by another process" in line
+    world.mark()
+    async with world.snapshot() as snapshot:
+        assert await found(await world.read(snapshot)) == FROM_THE_FILE
+
+
+@program
+async def a_database_of_somebody_else_is_left_alone(world: World) -> None:
+    world.path.unlink()
+    with contextlib.closing(sqlite3.connect(world.path)) as database:
+        database.execute("CREATE TABLE precious (n)")
+    async with world.snapshot() as snapshot:
+        assert await found(await world.read(snapshot)) == FROM_THE_LOG
+    (line,) = world.logged()
+    assert "another kind of database" in line
+    with contextlib.closing(sqlite3.connect(world.path)) as database:
+        assert database.execute("SELECT count(*) FROM precious").fetchone() == (0,)
+
+
+@program
+async def a_disk_that_is_full_while_it_is_read(world: World) -> None:
+    await world.change(**{f"k{number}": "x" * 1_000 for number in range(100)})
+    async with world.snapshot() as snapshot:
+        fill_the_disk(snapshot)
+        states = PartitionStates(snapshot)
+        with pytest.raises(SnapshotLost):
+            await world.restore(states)
+        assert not snapshot.is_open
+        assert not world.path.exists()
+        states.forget()
+        await world.restore(states)
+        assert await found(states) == FROM_THE_LOG
+        assert len(states.values) == 102
+    (line,) = world.logged()
+    assert "is thrown away" in line
+    assert "database or disk is full" in line
+
+
+@program
+async def one_that_fails_later_is_never_taken_for_a_state_that_is_not_there(world: World) -> None:
+    async with world.snapshot() as snapshot:
+        states = await world.read(snapshot)
+        snapshot._on_lost = lambda error: states.forget()
+        fill_the_disk(snapshot)
+        states.apply(b"a", b"x" * 100_000)
+        with pytest.raises(SnapshotLost):
+            await snapshot.write(states)
+        for key in ("a", "b"):
+            with pytest.raises(StateNotWritten):
+                await states.load(key)
+
+
+def fill_the_disk(snapshot: Snapshot) -> None:
+    """Let the file not grow any more."""
+    file: Any = snapshot._file
+    database = file._file._database
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count={pages}")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+async def test_without_a_folder_states_are_in_memory(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigurationError, match="cannot be created"):
+        SnapshotFile(tmp_path / "deeper" / "file")

@@ -1,0 +1,350 @@
+"""Snapshots: a local copy of a changelog, so that not all of it is read again, nor in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from ...._busy_threads import has_own_clock
+from ...._environment import Environment
+from ...._limited_log import LimitedLog
+from ....errors import ConfigurationError, StateNotWritten
+from ._snapshot_file import Place, SnapshotFile
+
+__all__ = ["PartitionStates", "Snapshot", "SnapshotLost", "key_bytes"]
+
+T = TypeVar("T")
+
+# Seconds for which what was committed is collected: what changes again meanwhile is written once.
+_WRITE_AFTER = 1.0
+# What is collected at the most before it is written, and before those who commit have to wait.
+_MANY_KEYS, _MOST_KEYS = 5_000, 20_000
+_MANY_BYTES, _MOST_BYTES = 4_194_304, 16_777_216
+
+
+class SnapshotLost(Exception):
+    """A snapshot cannot be used any more, and everything has to be read from the changelog."""
+
+
+def key_bytes(key: str) -> bytes:
+    """Return a key as it is in records."""
+    return key.encode("utf-8", "surrogatepass")
+
+
+class PartitionStates:
+    """What is committed of the keys of one partition.
+
+    Args:
+        snapshot: has what is not in memory; None if all of it is in memory.
+        partition: the number of the partition.
+
+    Attributes:
+        partition: as given.
+        values: by the keys, as they are in records: all there are without a snapshot; with one,
+            those that are not written yet, None for one that was deleted.
+        position: the offset in the changelog up to which they are known.
+        restored: whether that was its end when nobody else could write there any more.
+        at: when the snapshot was written that they are from, in seconds since 1970; None if they
+            are not from one.
+        size: bytes in ``values``, or more.
+    """
+
+    def __init__(self, snapshot: Snapshot | None = None, partition: int = 0) -> None:
+        self.partition = partition
+        self.values: dict[bytes, bytes | None] = {}
+        self.position = 0
+        self.restored = False
+        self.at: float | None = None
+        self.size = 0
+        self._snapshot = snapshot
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """Where the states are that are not in memory; None if all are."""
+        return None if self._snapshot is None or not self._snapshot.is_open else self._snapshot
+
+    @property
+    def many(self) -> bool:
+        """Whether so much is in memory that it should be written soon."""
+        return len(self.values) >= _MANY_KEYS or self.size >= _MANY_BYTES
+
+    @property
+    def too_many(self) -> bool:
+        """Whether so much is in memory that it has to be written before there is more."""
+        return len(self.values) >= _MOST_KEYS or self.size >= _MOST_BYTES
+
+    def apply(self, key: bytes, value: bytes | None) -> None:
+        """Take notice of a record."""
+        if self.snapshot is not None:
+            self.values[key] = value
+            self.size += len(key) + (0 if value is None else len(value))
+        elif value is None:
+            self.values.pop(key, None)
+        else:
+            self.values[key] = value
+
+    def forget(self) -> None:
+        """Know nothing any more."""
+        self.values = {}
+        self.position = self.size = 0
+        self.restored = False
+        self.at = None
+
+    def written(self, values: dict[bytes, bytes | None]) -> None:
+        """Note that values are in the snapshot."""
+        for key, value in values.items():
+            if self.values.get(key, self) is value:
+                del self.values[key]
+        self.size = sum(len(key) + len(value or b"") for key, value in self.values.items())
+
+    async def load(self, key: str) -> bytes | None:
+        """Return what is committed of a key; None for nothing.
+
+        Raises:
+            StateNotWritten: it cannot be read at the moment.
+        """
+        if not self.restored:
+            raise StateNotWritten("the states of the keys are still read from their changelog")
+        known = key_bytes(key)
+        snapshot = self.snapshot
+        if snapshot is None or known in self.values:
+            return self.values.get(known)
+        return await snapshot.load(self.partition, known)
+
+
+class Snapshot:
+    """The snapshot of one actor, and the thread that reads and writes it.
+
+    What cannot be used is thrown away, which is logged once with the reason; from then on, until
+    the next start, states are in memory.
+
+    Args:
+        path: returns where its file is; raises ConfigurationError if there is no place for it.
+        environment: the clock.
+        log: where it is told that, and why, one is thrown away.
+        on_lost: called when what was in it has to be read from the changelog.
+    """
+
+    def __init__(
+        self,
+        path: Callable[[], Path],
+        environment: Environment,
+        log: LimitedLog,
+        on_lost: Callable[[SnapshotLost], None],
+    ) -> None:
+        self._path = path
+        self._now = environment.now
+        self._log = log
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        inline = has_own_clock(self._loop)
+        self._thread = None if inline else ThreadPoolExecutor(1, "spa_dat snapshot")
+        self._file: SnapshotFile | None = None
+        self._tried = False
+        self._loads: dict[tuple[int, bytes], asyncio.Future[bytes | None]] = {}
+        self._loading: asyncio.Task[None] | None = None
+        self._changed: dict[PartitionStates, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used."""
+        return self._file is not None
+
+    async def open(self, topic: str, partitions: int) -> None:
+        """Open its file, unless that was tried before; throw away what is of another changelog.
+
+        Args:
+            topic: the id of the changelog.
+            partitions: how many it has.
+        """
+        if not self._tried:
+            self._tried = True
+            try:
+                path = self._path()
+                self._file = await self._in_thread(lambda: SnapshotFile(path))
+            except (ConfigurationError, sqlite3.Error, OSError) as error:
+                self._log.warning(
+                    "there is no snapshot of the states of keys, so that all are in memory, and"
+                    " read from their changelog at each start: %s",
+                    error,
+                )
+        file = self._file
+        if file is None:
+            return
+        with contextlib.suppress(SnapshotLost):
+            why = await self._use(lambda file: file.fit(topic, partitions)) or file.replaced
+            file.replaced = None
+            if why is not None:
+                self._tell(file.name, f"it is {why}")
+
+    def _tell(self, name: str, why: str) -> None:
+        self._log.warning(
+            "%s is thrown away, and what was in it is read from the changelog: %s", name, why
+        )
+
+    async def place(self, partition: int) -> Place | None:
+        """Return up to where a partition is known; None if nothing is.
+
+        Raises:
+            SnapshotLost: it cannot be read.
+        """
+        return await self._use(lambda file: file.place(partition))
+
+    async def forget(self, partition: int, why: str) -> None:
+        """Throw away what there is of a partition; raises SnapshotLost."""
+        if self._file is not None:
+            self._tell(f"partition {partition} of {self._file.name}", why)
+        await self._use(lambda file: file.forget(partition))
+
+    # Reading.
+
+    async def load(self, partition: int, key: bytes) -> bytes | None:
+        """Return what there is of a key.
+
+        Raises:
+            StateNotWritten: it cannot be read.
+        """
+        place = partition, key
+        asked = self._loads.get(place)
+        if asked is None:
+            asked = self._loads[place] = self._loop.create_future()
+            if self._loading is None:
+                self._loading = self._loop.create_task(self._load())
+        return await asyncio.shield(asked)
+
+    async def _load(self) -> None:
+        try:
+            while self._loads:
+                # Whoever runs now may ask, too.
+                await asyncio.sleep(0)
+                asked, self._loads = self._loads, {}
+                try:
+                    found = await self._use(partial(_load, asked))
+                except SnapshotLost as error:
+                    self._refuse(asked, error)
+                    continue
+                for place, future in asked.items():
+                    if not future.done():
+                        future.set_result(found.get(place))
+        finally:
+            self._loading = None
+
+    def _refuse(
+        self, asked: dict[tuple[int, bytes], asyncio.Future[bytes | None]], error: SnapshotLost
+    ) -> None:
+        for future in asked.values():
+            if not future.done():
+                future.set_exception(StateNotWritten(str(error)))
+                # Whoever has asked may be gone.
+                future.exception()
+
+    # Writing.
+
+    def note(self, states: PartitionStates) -> None:
+        """Have what is committed of a partition written, now or soon."""
+        if self._file is None:
+            return
+        self._changed[states] = None
+        if states.many:
+            self._write_now()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(_WRITE_AFTER, self._write_now)
+
+    def _write_now(self) -> asyncio.Task[None]:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._writing is None:
+            self._writing = self._loop.create_task(self._write())
+        return self._writing
+
+    async def write(self, states: PartitionStates) -> None:
+        """Write what is known of a partition.
+
+        Raises:
+            SnapshotLost: it could not be written.
+        """
+        self._changed[states] = None
+        while states in self._changed or self._writing is not None:
+            await asyncio.wait((self._write_now(),))
+        if self._file is None:
+            raise SnapshotLost("the snapshot was thrown away")
+
+    async def _write(self) -> None:
+        try:
+            while self._changed:
+                states = next(iter(self._changed))
+                del self._changed[states]
+                values, at = dict(states.values), Place(states.position, self._now())
+                number = states.partition
+                try:
+                    await self._use(partial(_write, number, values, at))
+                except SnapshotLost:
+                    self._changed.clear()
+                    return
+                states.written(values)
+        finally:
+            self._writing = None
+
+    # The file.
+
+    async def _use(self, work: Callable[[SnapshotFile], T]) -> T:
+        file = self._file
+        if file is None:
+            raise SnapshotLost("the snapshot was thrown away")
+        try:
+            return await self._in_thread(lambda: work(file))
+        except (sqlite3.Error, OSError) as error:
+            lost = SnapshotLost(f"{file.name} cannot be used: {error}")
+            await self._lose(file, lost)
+            raise lost from error
+
+    async def _lose(self, file: SnapshotFile, error: SnapshotLost) -> None:
+        if self._file is not file:
+            return
+        self._file = None
+        self._tell(file.name, str(error.__cause__ or error))
+        self._on_lost(error)
+        try:
+            await self._in_thread(file.remove)
+        except OSError as failed:
+            self._log.warning("%s cannot be removed: %s", file.name, failed)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._thread is None:
+            return work()
+        return await self._loop.run_in_executor(self._thread, work)
+
+    async def close(self) -> None:
+        """Write what is left, and release the file. Never raises."""
+        self._tried = True
+        if self._changed:
+            self._write_now()
+        for task in (self._writing, self._loading):
+            if task is not None:
+                await asyncio.wait((task,))
+        file, self._file = self._file, None
+        if file is not None:
+            await self._in_thread(file.close)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+
+def _load(
+    keys: Collection[tuple[int, bytes]], file: SnapshotFile
+) -> dict[tuple[int, bytes], bytes]:
+    return file.load(keys)
+
+
+def _write(
+    partition: int, values: Mapping[bytes, bytes | None], place: Place, file: SnapshotFile
+) -> None:
+    file.write(partition, values, place)
