@@ -24,7 +24,7 @@ from support.machine import examples
 from support.postgres import Postgres
 from support.program import Program, Start
 from support.running import run_async_test
-from support.shared_kafka import KafkaOfTheRun, SharedKafka
+from support.shared_kafka import KafkaOfTheRun, SharedKafka, kafka_for_all
 
 B = TypeVar("B", bound=BrokerProcess)
 _BROKEN = "kafka_to_break"
@@ -207,14 +207,16 @@ def own_mosquitto() -> Iterator[Callable[..., Mosquitto]]:
 
 
 @pytest.fixture(scope="session")
-def kafka(request: pytest.FixtureRequest) -> Kafka:
-    """Return the broker that all tests share, of all processes: use your own topics and groups."""
+def kafka(request: pytest.FixtureRequest) -> Iterator[Kafka]:
+    """Run the broker that all tests share, of all processes: use your own topics and groups."""
     require(Kafka)
     worker: dict[str, Any] | None = getattr(request.config, "workerinput", None)
     if worker is None:
-        broker: Kafka = request.getfixturevalue("kafka_broker")
-        return broker
-    return SharedKafka.asked_for(worker[_ADDRESS], int(worker["workerid"].removeprefix("gw")))
+        with kafka_for_all() as broker:
+            yield broker
+    else:
+        process = int(worker["workerid"].removeprefix("gw"))
+        yield SharedKafka.asked_for(worker[_ADDRESS], process)
 
 
 @pytest.fixture(scope="session")

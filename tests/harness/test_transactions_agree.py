@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -20,7 +20,6 @@ from aiokafka.protocol.transaction import (
 )
 from aiokafka.record.util import calc_crc32c
 
-from spa_dat._pytest import require
 from spa_dat.harness.kafka_cluster import Right
 from spa_dat.testing import Kafka
 from support.transactions import Bench, outcome, real_bench, simulated_bench
@@ -39,27 +38,6 @@ def ends_with(expected: Any) -> Callable[[Program], Program]:
     return add
 
 
-@pytest.fixture(scope="module")
-def quick_kafka() -> Iterator[Kafka]:
-    """Return a broker that soon aborts transactions that have run out of time, and compacts."""
-    require(Kafka)
-    properties = {
-        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "50",
-        "log.cleaner.backoff.ms": "50",
-        "log.initial.task.delay.ms": "0",
-    }
-    acls = [
-        ("ann", "ALL", "TOPIC", "may-*"),
-        ("ann", "DESCRIBE", "TOPIC", "not-*"),
-        ("ann", "ALL", "GROUP", "may-*"),
-        ("ann", "DESCRIBE", "GROUP", "not-*"),
-        ("ann", "ALL", "TRANSACTIONAL_ID", "may-*"),
-        ("ann", "DESCRIBE", "TRANSACTIONAL_ID", "not-*"),
-    ]
-    with Kafka(sasl_users={"ann": "secret"}, acls=acls, properties=properties) as broker:
-        yield broker
-
-
 @pytest.mark.virtual
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_on_the_simulated_cluster(name: str) -> None:
@@ -70,9 +48,9 @@ async def test_on_the_simulated_cluster(name: str) -> None:
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_on_a_real_broker(name: str, quick_kafka: Kafka) -> None:
+async def test_on_a_real_broker(name: str, kafka: Kafka) -> None:
     program, expected = PROGRAMS[name]
-    async with real_bench(quick_kafka, f"{name}-") as bench:
+    async with real_bench(kafka, f"{name}-") as bench:
         assert await program(bench) == expected
 
 

@@ -17,9 +17,34 @@ from pathlib import Path
 from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.testing import BrokerFailed, Kafka
 
-__all__ = ["KafkaOfTheRun", "SharedKafka"]
+__all__ = ["KafkaOfTheRun", "SharedKafka", "kafka_for_all"]
 
 _WAIT = 50.0
+
+
+def kafka_for_all() -> Kafka:
+    """Make the broker that all tests share.
+
+    It soon aborts transactions that have run out of time, and compacts soon. There is a user, ann,
+    who may do everything with names that begin with ``may-``, and see those with ``not-``; her
+    password is ``secret``.
+    """
+    return Kafka(
+        sasl_users={"ann": "secret"},
+        acls=[
+            ("ann", "ALL", "TOPIC", "may-*"),
+            ("ann", "DESCRIBE", "TOPIC", "not-*"),
+            ("ann", "ALL", "GROUP", "may-*"),
+            ("ann", "DESCRIBE", "GROUP", "not-*"),
+            ("ann", "ALL", "TRANSACTIONAL_ID", "may-*"),
+            ("ann", "DESCRIBE", "TRANSACTIONAL_ID", "not-*"),
+        ],
+        properties={
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": "50",
+            "log.cleaner.backoff.ms": "50",
+            "log.initial.task.delay.ms": "0",
+        },
+    )
 
 
 class SharedKafka(Kafka):
@@ -29,13 +54,15 @@ class SharedKafka(Kafka):
 
     Args:
         port: the port of the listener for everybody.
+        sasl_port: the port of the listener with logins.
         proxy_port: the port of the only proxy that this process may run.
         behind: the port of the listener that is reached through this proxy.
     """
 
-    def __init__(self, port: int, proxy_port: int, behind: int) -> None:
+    def __init__(self, port: int, sasl_port: int, proxy_port: int, behind: int) -> None:
         # Not that of `Kafka`, which would choose other ports and make a folder.
-        self.port, self.proxy_port, self._behind = port, proxy_port, behind
+        self.port, self.sasl_port = port, sasl_port
+        self.proxy_port, self._behind = proxy_port, behind
         self._process = None
 
     @property
@@ -116,6 +143,7 @@ class KafkaOfTheRun:
             return {"error": str(error)}
         return {
             "port": self._broker.port,
+            "sasl_port": self._broker.sasl_port,
             "proxy_port": self._in_front[process],
             "behind": self._behind[process],
         }
@@ -123,7 +151,7 @@ class KafkaOfTheRun:
     def _start(self) -> Kafka:
         self._behind = self._ports.take(self._processes)
         self._in_front = self._ports.take(self._processes)
-        broker = Kafka()
+        broker = kafka_for_all()
         try:
             self._add_listeners(broker)
             broker.start()

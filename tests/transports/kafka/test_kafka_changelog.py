@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from spa_dat._pytest import require
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka import KafkaConfig
 from spa_dat.transports.kafka.consuming._changelog import restore
@@ -28,15 +27,6 @@ def program(one: Program) -> Program:
     return one
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Kafka]:
-    require(Kafka)
-    acls = [("ann", "ALL", kind, "may-*") for kind in ("TOPIC", "GROUP", "TRANSACTIONAL_ID")]
-    properties = {"log.cleaner.backoff.ms": "50", "log.initial.task.delay.ms": "0"}
-    with Kafka(sasl_users={"ann": "secret"}, acls=acls, properties=properties) as one:
-        yield one
-
-
 @pytest.mark.virtual
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_on_the_simulated_cluster(name: str) -> None:
@@ -46,8 +36,8 @@ async def test_on_the_simulated_cluster(name: str) -> None:
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_on_a_real_broker(name: str, broker: Kafka) -> None:
-    async with real_bench(broker, f"{name}-") as bench:
+async def test_on_a_real_broker(name: str, kafka: Kafka) -> None:
+    async with real_bench(kafka, f"{name}-") as bench:
         await PROGRAMS[name](bench)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -13,7 +13,6 @@ from aiokafka import TopicPartition
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.structs import OffsetAndMetadata
 
-from spa_dat._pytest import require
 from spa_dat.errors import NotAuthorised, PublishRefused, UnknownTopic
 from spa_dat.harness.kafka_cluster import Right
 from spa_dat.testing import Kafka
@@ -36,20 +35,6 @@ def program(one: Program) -> Program:
     """Run it on both clusters."""
     PROGRAMS[one.__name__] = one
     return one
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Kafka]:
-    require(Kafka)
-    acls = [
-        ("ann", "ALL", "TOPIC", "may-*"),
-        ("ann", "DESCRIBE", "TOPIC", "not-*"),
-        ("ann", "ALL", "GROUP", "may-*"),
-        ("ann", "DESCRIBE", "GROUP", "not-*"),
-        ("ann", "ALL", "TRANSACTIONAL_ID", "may-*"),
-    ]
-    with Kafka(sasl_users={"ann": "secret"}, acls=acls) as one:
-        yield one
 
 
 class Desk:
@@ -91,8 +76,8 @@ async def test_on_the_simulated_cluster(name: str) -> None:
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_on_a_real_broker(name: str, broker: Kafka) -> None:
-    async with real_bench(broker, f"{name}-") as bench:
+async def test_on_a_real_broker(name: str, kafka: Kafka) -> None:
+    async with real_bench(kafka, f"{name}-") as bench:
         await run(name, bench)
 
 
