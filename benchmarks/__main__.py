@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from . import _harness, _kafka, _keyed, _local, _metrics, _processes, _receive, _request, _scale
+from ._counts import print_counts
 from ._measure import Suite, measure
 from ._page import write_page
 from ._report import as_run, as_text
@@ -87,7 +88,20 @@ def main() -> None:
     written.add_argument(
         "--redraw", action="store_true", help="write the page of that run again; measure nothing"
     )
+    written.add_argument(
+        "--counts",
+        action="store_true",
+        help="count the instructions of fixed loops instead, and compare them with those stored in"
+        " benchmarks/counts.json; exits with 1 if one takes 2 %% more",
+    )
+    parser.add_argument("--store", action="store_true", help="with --counts: store them")
     told = parser.parse_args()
+    if told.store and not told.counts:
+        parser.error("--store is about --counts: give both")
+    if told.counts:
+        if told.names or told.quick or told.rounds is not None:
+            parser.error("--counts is about all its loops, once: give nothing but --store with it")
+        sys.exit(print_counts(store=told.store))
     if told.redraw:
         write_page(read_run())
         return

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from support.benchmark_modules import benchmark
+
 pytestmark = pytest.mark.repository
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-
-
-def benchmark(name: str) -> Any:
-    """Import a module of the benchmarks, which are no part of the package."""
-    if "benchmarks" not in sys.modules:
-        file = ROOT / "benchmarks" / "__init__.py"
-        spec = importlib.util.spec_from_file_location("benchmarks", file)
-        assert spec is not None
-        assert spec.loader is not None
-        package: ModuleType = importlib.util.module_from_spec(spec)
-        sys.modules["benchmarks"] = package
-        spec.loader.exec_module(package)
-    return import_module(f"benchmarks.{name}")
 
 
 def made_up(name: str = "spa_dat") -> Any:
