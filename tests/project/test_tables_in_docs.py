@@ -199,6 +199,22 @@ def test_the_ways_in_which_transports_differ_are_those_of_their_harnesses(
     assert shown == {name: told(getattr(harness, name)) for name in attributes}
 
 
+def test_the_way_of_a_message_has_the_defaults() -> None:
+    page = (ROOT / "docs" / "way-of-a-message.md").read_text(encoding="utf-8")
+    mqtt, kafka = defaults_of(MqttConfig), defaults_of(KafkaConfig)
+    on_mqtt, on_kafka = page.partition("\n## On MQTT\n")[2].split("\n## On Kafka\n")
+    assert mqtt["session_expiry"] == 7 * 24 * 3600
+    assert "`session_expiry` (a week)" in on_mqtt
+    assert f"`window` ({mqtt['window']:,})" in on_mqtt
+    for name, unit in {
+        "window": "",
+        "commit_interval": " s",
+        "commit_records": "",
+        "session_timeout": " s",
+    }.items():
+        assert f"`{name}` ({kafka[name]:,.0f}{unit})" in on_kafka, name
+
+
 def test_what_a_publish_may_be_given_is_in_the_guide() -> None:
     rows = rows_below("guide.md", "| option of `publish` and `post` | meaning |")
     shown = [row[0].strip("`") for row in rows]
