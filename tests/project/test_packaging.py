@@ -23,6 +23,7 @@ SCRIPTS = (
     "scripts/check",
     "scripts/bench",
     "scripts/soak",
+    "scripts/soak-keys",
     ".ci/run",
 )
 

@@ -1,0 +1,434 @@
+"""Numbered messages of many keys, and what has to come out of them, on Kafka and on Mosquitto."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import aiomqtt
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.structs import TopicPartition
+
+from spa_dat import DistributedApplication, Message
+from spa_dat.testing import Kafka, Mosquitto
+
+__all__ = ["KafkaSide", "MosquittoSide", "Side"]
+
+_PARTITIONS = 6
+_APPLICATION = "soak"
+_POISON = ("reject", "spoil", "unreadable")
+_JSON = "application/json"
+_PATIENCE = 180.0
+_PAUSE = 0.02
+_AT_ONCE = 50
+_SHOWN = 8
+_STATES = f"_spa.state.{_APPLICATION}.count"
+_LETTERS = f"_spa.dead-letter.{_APPLICATION}"
+
+
+class Takeovers:
+    """How long nothing came of what a killed process had.
+
+    Attributes:
+        by_itself: seconds, where the process that was started in its place went on.
+        by_others: likewise, where another instance did.
+    """
+
+    def __init__(self) -> None:
+        self.by_itself: list[float] = []
+        self.by_others: list[float] = []
+        # The process that has written last, by place.
+        self._writers: dict[int, int] = {}
+        # When, which process, and of which instance.
+        self._since: dict[int, tuple[float, int, int]] = {}
+        self._instances: dict[int, int] = {}
+
+    def began(self, pid: int, instance: int) -> None:
+        """Note that a process of an instance was started."""
+        self._instances[pid] = instance
+
+    def killed(self, pid: int) -> None:
+        """Note that a process is killed now."""
+        for place, writer in self._writers.items():
+            if writer == pid:
+                self._since[place] = (time.monotonic(), pid, self._instances[pid])
+
+    def wrote(self, place: int, pid: int) -> None:
+        """Note that something of a process was read in a place."""
+        self._writers[place] = pid
+        since = self._since.get(place)
+        if since is None or since[1] == pid:
+            return
+        del self._since[place]
+        seconds = time.monotonic() - since[0]
+        same = self._instances.get(pid) == since[2]
+        (self.by_itself if same else self.by_others).append(seconds)
+
+
+class Found(NamedTuple):
+    """What has come of the messages in the end.
+
+    Attributes:
+        counts: pairs of a message's number and its key's count, by key.
+        copies: the number of each message, published without a key.
+        letters: the payloads of dead letters.
+        states: the counts that are kept, by key; None if they cannot be read from outside.
+    """
+
+    counts: Mapping[str, list[tuple[int, int]]]
+    copies: Counter[int]
+    letters: Counter[bytes]
+    states: Mapping[str, int] | None
+
+
+class Side(abc.ABC):
+    """A broker, messages that are sent there, and what comes of them.
+
+    Args:
+        rng: chooses keys and poison.
+        keys: how many there are.
+        poison: which part of the messages cannot be handled.
+
+    Attributes:
+        sent: the numbers that are sent of each key, in order, without poison.
+        poison: the payloads of what cannot be handled.
+        looks: the counts that the keys have answered with.
+        takeovers: how long nothing came after kills.
+        bus: its name.
+    """
+
+    bus: str
+
+    def __init__(self, rng: random.Random, keys: int, poison: float) -> None:
+        self.sent: defaultdict[str, list[int]] = defaultdict(list)
+        self.poison: list[bytes] = []
+        self.looks: dict[str, int] = {}
+        self.takeovers = Takeovers()
+        self._rng = rng
+        self._keys = keys
+        self._share = poison
+        self._number = 0
+        self._counted: set[int] = set()
+
+    @property
+    @abc.abstractmethod
+    def server(self) -> str:
+        """What the application is told of the broker."""
+
+    @property
+    def number(self) -> int:
+        """How many messages were sent."""
+        return self._number
+
+    @property
+    def open(self) -> int:
+        """How many messages were sent of which nothing has come yet, without poison."""
+        return self._number - len(self.poison) - len(self._counted)
+
+    @property
+    def counted(self) -> int:
+        """How many messages something has come of."""
+        return len(self._counted)
+
+    def _next(self) -> tuple[str, bytes]:
+        key, number = f"k{self._rng.randrange(self._keys)}", self._number
+        self._number += 1
+        if self._rng.random() >= self._share:
+            self.sent[key].append(number)
+            return key, b'{"number": %d}' % number
+        kind = self._rng.choice(_POISON)
+        payload = b'{"number": %d, "asks": "%b"}' % (number, kind.encode())
+        payload = b'{"number": %d' % number if kind == "unreadable" else payload
+        self.poison.append(payload)
+        return key, payload
+
+    async def send(self, count: int) -> None:
+        """Send so many more; returns when the broker has them."""
+        while count > 0:
+            some = [self._next() for _ in range(min(count, _AT_ONCE))]
+            count -= len(some)
+            await self._publish(some)
+
+    async def look(self) -> None:
+        """Ask all keys for their state, and wait until they have answered.
+
+        Raises:
+            SystemExit: one does not.
+        """
+        self.looks.clear()
+        await self._publish([(key, b'{"number": -1, "asks": "look"}') for key in self.sent])
+        end = time.monotonic() + _PATIENCE
+        while len(self.looks) < len(self.sent):
+            if time.monotonic() > end:
+                missing = sorted(self.sent.keys() - self.looks.keys())
+                raise SystemExit(f"soak: no answer of {len(missing)} keys: {missing[:_SHOWN]}")
+            await asyncio.sleep(_PAUSE)
+
+    @abc.abstractmethod
+    def restart_broker(self) -> str:
+        """Restart or freeze the broker; returns what was done. Blocks until it answers again."""
+
+    @abc.abstractmethod
+    async def _publish(self, messages: Sequence[tuple[str, bytes]]) -> None: ...
+
+    @abc.abstractmethod
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Read what comes while this is entered."""
+
+    async def wrong(self) -> list[str]:
+        """Return what is not as it has to be, as texts."""
+        found: list[str] = []
+        counts, copies, letters, states = await self._all()
+        for key, numbers in self.sent.items():
+            right = [(number, place + 1) for place, number in enumerate(numbers)]
+            if counts.get(key, []) != right:
+                found.append(f"key {key}: {_difference(counts.get(key, []), right)}")
+            if self.looks.get(key) != len(numbers):
+                found.append(f"key {key}: state {self.looks.get(key)} instead of {len(numbers)}")
+            if states is not None and states.get(key) != len(numbers):
+                found.append(f"key {key}: kept {states.get(key)} instead of {len(numbers)}")
+        unknown = counts.keys() - self.sent.keys()
+        found += [f"key {key}: {counts[key][:_SHOWN]} and nothing was sent" for key in unknown]
+        everything = Counter(number for numbers in self.sent.values() for number in numbers)
+        if copies != everything:
+            found.append(f"copies: {_surplus(copies, everything)}")
+        if letters != Counter(self.poison):
+            found.append(f"dead letters: {_surplus(letters, Counter(self.poison))}")
+        return found
+
+    @abc.abstractmethod
+    async def _all(self) -> Found:
+        """Return everything that has come of the messages."""
+
+
+def _difference(found: Sequence[object], right: Sequence[object]) -> str:
+    for place, (one, other) in enumerate(zip(found, right, strict=False)):
+        if one != other:
+            around = slice(max(0, place - 2), place + 3)
+            return f"{found[around]} instead of {right[around]} from {place} on"
+    return f"{len(found)} instead of {len(right)}, the last {found[-2:]} and {right[-2:]}"
+
+
+def _surplus(found: Counter[Any], right: Counter[Any]) -> str:
+    missing, more = right - found, found - right
+    return (
+        f"{missing.total()} missing {list(missing)[:_SHOWN]},"
+        f" {more.total()} too many {list(more)[:_SHOWN]}"
+    )
+
+
+class KafkaSide(Side):
+    """As `Side`, on Kafka; what it reads is committed."""
+
+    bus = "kafka"
+
+    def __init__(self, kafka: Kafka, rng: random.Random, keys: int, poison: float) -> None:
+        super().__init__(rng, keys, poison)
+        self._kafka = kafka
+        self._producer: AIOKafkaProducer | None = None
+
+    @property
+    def server(self) -> str:
+        """See `Side.server`."""
+        return self._kafka.server
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """See `Side.running`."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.server)
+        await admin.start()
+        names = ("numbers", "counts", "copies", "looks")
+        await admin.create_topics([NewTopic(name, _PARTITIONS, 1) for name in names])
+        await admin.close()
+        async with AIOKafkaProducer(
+            bootstrap_servers=self.server,
+            enable_idempotence=True,
+            acks="all",
+            # It waits while the broker is restarted.
+            request_timeout_ms=int(_PATIENCE * 1000),
+            retry_backoff_ms=50,
+        ) as self._producer:
+            reading = asyncio.create_task(self._read())
+            try:
+                yield
+            finally:
+                reading.cancel()
+                ended = await asyncio.gather(reading, return_exceptions=True)
+                if not isinstance(ended[0], asyncio.CancelledError):
+                    print(f"the reader has ended with {ended[0]!r}", flush=True)
+
+    async def _read(self) -> None:
+        async with self._reader("counts", "looks") as consumer:
+            while True:
+                for records in (await consumer.getmany(timeout_ms=100)).values():
+                    for record in records:
+                        value = json.loads(record.value)
+                        if record.topic == "looks":
+                            self.looks[record.key.decode()] = value
+                            continue
+                        self._counted.add(value[0])
+                        self.takeovers.wrote(record.partition, value[2])
+
+    def _reader(self, *topics: str) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            *topics,
+            bootstrap_servers=self.server,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            retry_backoff_ms=50,
+        )
+
+    async def _publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        assert self._producer is not None
+        sent = [
+            await self._producer.send("numbers", payload, key.encode()) for key, payload in messages
+        ]
+        await asyncio.gather(*sent)
+
+    def restart_broker(self) -> str:
+        """See `Side.restart_broker`."""
+        how = self._rng.choice(("restarted", "killed", "frozen"))
+        if how == "frozen":
+            self._kafka.pause()
+            time.sleep(self._rng.uniform(1.0, 6.0))
+            self._kafka.resume()
+        else:
+            self._kafka.restart(kill=how == "killed")
+        return how
+
+    async def _all(self) -> Found:
+        counts: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        copies: Counter[int] = Counter()
+        letters: Counter[bytes] = Counter()
+        states: dict[str, int] = {}
+        async for record in self._committed("counts", "copies", _LETTERS, _STATES):
+            if record.topic == "counts":
+                number, n, _ = json.loads(record.value)
+                counts[record.key.decode()].append((number, n))
+            elif record.topic == "copies":
+                copies[json.loads(record.value)] += 1
+            elif record.topic == _STATES:
+                states[record.key.decode()] = json.loads(record.value.partition(b"\n")[2])["n"]
+            else:
+                letters[record.value] += 1
+        return Found(counts, copies, letters, states)
+
+    async def _committed(self, *topics: str) -> AsyncIterator[Any]:
+        """Everything that is committed in topics, up to their ends."""
+        async with self._reader(*topics) as consumer:
+            places = [
+                TopicPartition(topic, partition)
+                for topic in topics
+                for partition in consumer.partitions_for_topic(topic) or ()
+            ]
+            ends = await consumer.end_offsets(places)
+            while any([await consumer.position(place) < ends[place] for place in places]):
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    for record in records:
+                        yield record
+
+
+class MosquittoSide(Side):
+    """As `Side`, on Mosquitto: what comes twice has to have the same id and content.
+
+    Attributes:
+        repeated: how many counts came twice.
+    """
+
+    bus = "mqtt"
+
+    def __init__(self, mosquitto: Mosquitto, rng: random.Random, keys: int, poison: float) -> None:
+        super().__init__(rng, keys, poison)
+        self._mosquitto = mosquitto
+        self._app = DistributedApplication(mosquitto.url, name="soaker", instance="0")
+        self._contents: defaultdict[str | None, set[str]] = defaultdict(set)
+        self._counts: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._copies: dict[str | None, int] = {}
+        self.repeated = 0
+
+        @self._app.application("counts/{key}")
+        async def counts(payload: list[int], key: str, message: Message[list[int]]) -> None:
+            number, n, pid = payload
+            self._contents[message.id].add(f"{key} {number} {n}")
+            self._counted.add(number)
+            self.takeovers.wrote(0, pid)
+            if (number, n) in self._counts[key][-1000:]:
+                self.repeated += 1
+            else:
+                self._counts[key].append((number, n))
+
+        @self._app.application("copies")
+        async def copies(payload: int, message: Message[int]) -> None:
+            self._contents[message.id].add(f"copy {payload}")
+            self._copies[message.id] = payload
+
+        @self._app.application("looks/{key}")
+        async def looks(payload: int, key: str) -> None:
+            self.looks[key] = payload
+
+    @property
+    def server(self) -> str:
+        """See `Side.server`."""
+        return self._mosquitto.url
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """See `Side.running`."""
+        async with self._app:
+            yield
+
+    async def _publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        socket = self._app.socket()
+        await asyncio.gather(
+            *(
+                socket.publish(f"numbers/{key}", payload, content_type=_JSON, timeout=_PATIENCE)
+                for key, payload in messages
+            )
+        )
+
+    def restart_broker(self) -> str:
+        """See `Side.restart_broker`; never killed, as it may forget what it has confirmed."""
+        how = self._rng.choice(("restarted", "frozen"))
+        if how == "frozen":
+            self._mosquitto.pause()
+            time.sleep(self._rng.uniform(0.5, 4.0))
+            self._mosquitto.resume()
+        else:
+            self._mosquitto.restart()
+        return how
+
+    async def wrong(self) -> list[str]:
+        """See `Side.wrong`."""
+        found = await super().wrong()
+        found += _several_contents(self._contents.items())
+        return found
+
+    async def _all(self) -> Found:
+        letters: Counter[bytes] = Counter()
+        host, port = self._mosquitto.host, self._mosquitto.port
+        version = aiomqtt.ProtocolVersion.V5
+        async with aiomqtt.Client(host, port, protocol=version) as client:
+            await client.subscribe(f"_spa/dead-letter/{_APPLICATION}/+", qos=1)
+            await client.subscribe("end", qos=1)
+            await client.publish("end", b"", qos=1)
+            async for message in client.messages:
+                if message.topic.value == "end":
+                    break
+                assert isinstance(message.payload, bytes)
+                letters[message.payload] += 1
+        return Found(self._counts, Counter(self._copies.values()), letters, None)
+
+
+def _several_contents(contents: Any) -> Iterator[str]:
+    for identifier, texts in contents:
+        if len(texts) > 1:
+            yield f"id {identifier}: {sorted(texts)}"
