@@ -387,6 +387,30 @@ def test_large_batches_are_taken_apart_to_find_what_is_refused() -> None:
     assert refused.of(14) is None
 
 
+def test_a_failure_after_a_rebalance_is_not_taken_for_the_one_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = forwarding()
+    commit, errors = TransactionalProducer.commit, [kafka.ProducerFenced(), OSError("cut")]
+
+    async def refused(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
+        if errors:
+            raise TransactionFailed(errors.pop(0))
+        return await commit(self, *arguments, **more)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", refused)
+    with Harness(app) as harness:
+        harness.publish("orders", 1)
+        harness.advance(1.0)
+        assert len(errors) == 1
+        # Where it has been fenced it waits to hear that others have the partitions.
+        harness.rebalance()
+        harness.advance(4.0)
+        assert not errors
+        harness.advance(60.0)
+        assert harness.published("invoices") == [1]
+
+
 def test_transactions_that_keep_failing_are_a_problem_and_tried_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

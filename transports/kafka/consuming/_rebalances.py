@@ -296,12 +296,18 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
     # Transactions that fail.
 
     def _transaction_failed(self, assignment: Assignment, error: TransactionFailed) -> None:
-        if self._rolling_back is None and assignment is self.assignment and not assignment.ended:
-            self._rolling_back = asyncio.ensure_future(self._roll_back(assignment, error))
-            self._rolling_back.add_done_callback(self._rolled_back)
+        if assignment is not self.assignment or assignment.ended:
+            return
+        assignment.end()
+        if self._rolling_back is not None:
+            # It is that of an earlier assignment, which was given up meanwhile.
+            self._rolling_back.cancel()
+        self._rolling_back = asyncio.ensure_future(self._roll_back(assignment, error))
+        self._rolling_back.add_done_callback(self._rolled_back)
 
     def _rolled_back(self, task: asyncio.Task[None]) -> None:
-        self._rolling_back = None
+        if self._rolling_back is task:
+            self._rolling_back = None
         if not task.cancelled() and task.exception() is not None:
             _log.error(
                 "consumer %r could not begin again", self._identifier, exc_info=task.exception()
@@ -310,7 +316,6 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _roll_back(self, assignment: Assignment, error: TransactionFailed) -> None:
         """Drop everything that is not committed, and begin again at what is."""
         assert self._units is not None
-        assignment.end()
         self._hold()
         # What is fetched meanwhile would be put back again and again.
         assigned = self._consumer.assignment()
