@@ -157,6 +157,15 @@ class Side(abc.ABC):
             count -= len(some)
             await self._publish(some)
 
+    async def missing(self) -> str:
+        """Say of what nothing has come, for whoever looks for the reason."""
+        left = {
+            key: [number for number in numbers if number not in self._counted]
+            for key, numbers in self.sent.items()
+        }
+        left = {key: numbers for key, numbers in left.items() if numbers}
+        return f"nothing has come of {sum(map(len, left.values()))} messages: {left}"
+
     async def look(self) -> None:
         """Ask all keys for their state, and wait until they have answered.
 
@@ -234,6 +243,7 @@ class KafkaSide(Side):
         super().__init__(rng, keys, poison)
         self._kafka = kafka
         self._producer: AIOKafkaProducer | None = None
+        self._read_to: dict[int, int] = {}
 
     @property
     def server(self) -> str:
@@ -275,6 +285,7 @@ class KafkaSide(Side):
                             self.looks[record.key.decode()] = value
                             continue
                         self._counted.add(value[0])
+                        self._read_to[record.partition] = record.offset + 1
                         self.takeovers.wrote(record.partition, value[2])
 
     def _reader(self, *topics: str) -> AIOKafkaConsumer:
@@ -293,6 +304,23 @@ class KafkaSide(Side):
             await self._producer.send("numbers", payload, key.encode()) for key, payload in messages
         ]
         await asyncio.gather(*sent)
+
+    async def missing(self) -> str:
+        """See `Side.missing`; also says what is committed and readable of each partition."""
+        texts = [await super().missing()]
+        async with AIOKafkaConsumer(
+            bootstrap_servers=self.server,
+            group_id=f"{_APPLICATION}.count",
+            enable_auto_commit=False,
+        ) as consumer:
+            for number in range(_PARTITIONS):
+                inputs, counts = (TopicPartition(name, number) for name in ("numbers", "counts"))
+                ends = await consumer.end_offsets([inputs, counts])
+                texts.append(
+                    f"partition {number}: {await consumer.committed(inputs)} of {ends[inputs]}"
+                    f" committed, counts read to {self._read_to.get(number)} of {ends[counts]}"
+                )
+        return "\n".join(texts)
 
     def restart_broker(self) -> str:
         """See `Side.restart_broker`."""

@@ -30,15 +30,15 @@ from ._numbered_keys import KafkaSide, MosquittoSide, Side
 
 _SUBJECT = Path(__file__).parent / "subjects" / "soaked_keys.py"
 _PATIENCE = 180.0
-_START_TIMEOUT = 90.0
-_STOP_TIMEOUT = 60.0
+_START_TIMEOUT = 120.0
+_STOP_TIMEOUT = 90.0
 _PAUSE = 0.02
 # Between two strikes.
 _PAUSES = (0.1, 1.5)
 _MEMBERS = 3
 _SESSION = 4.0
 # How far what comes out may be behind before the next strike waits, in shares.
-_BEHIND = 6
+_BEHIND = 4
 # How often other things happen, for each kill.
 _FREEZES, _STOPS, _JOINS, _BROKER = 0.3, 0.25, 0.2, 0.05
 _PROPERTIES = {
@@ -310,7 +310,11 @@ async def _soak(side: Side, messages: int, kills: int, rng: random.Random, folde
                 await sending
             await side.send(messages - side.number)
             await strikes.rest()
-            await strikes.until("the rest is counted", lambda: not side.open, _PATIENCE)
+            try:
+                await strikes.until("the rest is counted", lambda: not side.open, _PATIENCE)
+            except SystemExit:
+                print(await side.missing())
+                raise
             seconds = time.monotonic() - began
             await strikes.stop_all()
             # What is asked for is what is read anew.

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import logging
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,12 +34,17 @@ from spa_dat.transports.kafka.consuming import _changelog, _units
 
 _FAILS, _WAITS = 0.01, 0.02
 _LONG = 0.05
+# Brokers are away for long on a busy machine.
+_PATIENCE = 60.0
 
 on_kafka = os.environ["SOAK_BUS"] == "kafka"
 server, folder = os.environ["SOAK_SERVER"], Path(os.environ["SOAK_FOLDER"])
 # For whoever finds it hanging.
 faulthandler.register(signal.SIGUSR1, chain=False)
 told = os.open(folder / "told", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+logging.basicConfig(
+    level="INFO", format="%(asctime)s %(process)d %(name)s %(message)s", stream=sys.stderr
+)
 # Not seeded: which attempt fails has to differ from life to life.
 dice = random.SystemRandom()
 
@@ -50,7 +57,7 @@ def tell(text: str) -> None:
 def bus() -> Any:
     """Return the configuration, or the address."""
     if not on_kafka:
-        return f"{server}?backoff_max=0.5"
+        return f"{server}?backoff_max=0.5&start_timeout={_PATIENCE:g}"
     return KafkaConfig(
         server,
         topics={
@@ -62,10 +69,13 @@ def bus() -> Any:
         session_timeout=4.0,
         rebalance_timeout=10.0,
         backoff_max=0.5,
+        start_timeout=_PATIENCE,
     )
 
 
-app = DistributedApplication(bus(), name="soak", state_folder=str(folder / "states"))
+app = DistributedApplication(
+    bus(), name="soak", state_folder=str(folder / "states"), stop_timeout=_PATIENCE
+)
 
 
 @dataclass
