@@ -411,6 +411,23 @@ def test_a_failure_after_a_rebalance_is_not_taken_for_the_one_before_it(
         assert harness.published("invoices") == [1]
 
 
+def test_the_reason_of_a_failed_transaction_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit, errors = TransactionalProducer.commit, [TimeoutError()]
+
+    async def refused(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
+        if errors:
+            raise TransactionFailed(errors.pop())
+        return await commit(self, *arguments, **more)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", refused)
+    with Harness(forwarding()) as harness:
+        harness.publish("orders", 1)
+        harness.settle()
+    assert "since the last one is handled again: no answer in time" in caplog.text
+
+
 def test_transactions_that_keep_failing_are_a_problem_and_tried_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,8 +11,8 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from ...._limited_log import LimitedLog
 from ...._logs import get_logger
-from ...._texts import describe
 from .._config import KafkaConfig
+from .._errors import describe
 from .._offset_notes import offset_note
 from .._records import Record
 from ..producing._transactions import Placed, TransactionalProducer, TransactionFailed
