@@ -41,6 +41,8 @@ _SESSION = 4.0
 _BEHIND = 4
 # How often other things happen, for each kill.
 _FREEZES, _STOPS, _JOINS, _BROKER = 0.3, 0.25, 0.2, 0.05
+# How many of those that are killed begin on a new disk.
+_DISKS = 0.2
 _PROPERTIES = {
     # So that the changelog is compacted while it is used.
     "log.cleaner.backoff.ms": "500",
@@ -123,6 +125,11 @@ class Member:
             raise
         self.pid = 0
         return code
+
+    def lose_snapshot(self) -> None:
+        """Remove what it has of states that are also elsewhere, as on a new disk."""
+        for file in (self._folder / "states").glob(f"soak.{self.number}.*.snapshot*"):
+            file.unlink()
 
     def tell_where(self) -> None:
         """Have it write where it is at the moment, if it runs."""
@@ -233,6 +240,9 @@ class Strikes:
                 f" {self._side.counted} counted",
                 flush=True,
             )
+        if self._side.bus == "kafka" and self._rng.random() < _DISKS:
+            member.lose_snapshot()
+            self.done["snapshots lost"] += 1
         away = self._rng.choice((0.0, self._rng.uniform(0.0, 2 * _SESSION)))
         self._later(member, self._start(member, away))
 

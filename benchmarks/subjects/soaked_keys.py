@@ -17,7 +17,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,12 +123,11 @@ async def announce() -> None:
 
 if on_kafka:
 
-    async def measured(config: Any, client: str, topic: str, states: Mapping[int, Any]) -> None:
+    async def measured(*arguments: Any) -> None:
         """Restore states, and tell how long it has taken."""
         began = time.monotonic()
-        await _changelog.restore(config, client, topic, states)
-        keys = sum(len(one.values) for one in states.values())
-        tell(f"restored {time.monotonic() - began:.4f} {len(states)} {keys}")
+        await _changelog.restore(*arguments)
+        tell(f"restored {time.monotonic() - began:.4f}")
 
     vars(_units)["restore"] = measured
 
