@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
@@ -32,8 +33,10 @@ from spa_dat.runtime.hosting._keyed_lane import KeyedLane
 from spa_dat.runtime.hosting._partitioned_lane import PartitionedLane, WrongKey
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Surroundings
+from spa_dat.transports.kafka._partitioner import hash_of
 from spa_dat.transports.kafka._topic_facts import TopicFacts
 from spa_dat.transports.kafka.consuming import _units
+from spa_dat.transports.kafka.consuming._changelog import restore
 from spa_dat.transports.kafka.consuming._snapshot_file import SnapshotFile
 from spa_dat.transports.kafka.consuming._snapshots import PartitionStates
 from spa_dat.transports.kafka.producing._topic_creation import Topics
@@ -427,6 +430,115 @@ def test_a_snapshot_that_fails_is_thrown_away_and_the_changelog_is_read(
     assert not (snapshots / "app.0.work.snapshot").exists()
 
 
+# States that take long to be read.
+
+
+def read_slowly(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the states of one partition of three take so long."""
+    read = restore
+
+    async def slowly(*arguments: Any) -> None:
+        config, client, topic, states, *more = arguments
+        await read(config, client, topic, {n: it for n, it in states.items() if n != 1}, *more)
+        if 1 in states:
+            await asyncio.sleep(seconds)
+            await read(config, client, topic, {1: states[1]}, *more)
+
+    monkeypatch.setattr(_units, "restore", slowly)
+
+
+def keys_by_partition() -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    for number in range(30):
+        found[hash_of(b"k%d" % number) % 3].append(f"k{number}")
+    return found
+
+
+def every(keys: dict[int, list[str]]) -> list[str]:
+    return [key for some in keys.values() for key in some]
+
+
+def test_a_partition_waits_for_its_states_and_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, keys = counting(), keys_by_partition()
+    seen: list[object] = []
+
+    @app.application("look/{key}")
+    async def look(payload: bytes, key: str) -> None:
+        try:
+            seen.append(await app.peek("work", key))
+        except NotHere:
+            seen.append("not here")
+
+    with Harness(app) as harness:
+        for key in every(keys):
+            harness.publish(f"work/{key}", 1)
+        harness.settle()
+        harness.stop()
+        # Longer than a group waits for its members.
+        read_slowly(monkeypatch, 200.0)
+        harness.restart()
+        for key in every(keys):
+            harness.publish(f"work/{key}", 2)
+        harness.advance(100)
+        harness.publish(f"look/{keys[0][0]}", b"")
+        harness.publish(f"look/{keys[1][0]}", b"")
+        harness.advance(1)
+        assert sorted(map(str, seen)) == sorted((str(Count(2)), "not here"))
+        assert all(counts(harness, key) == [1, 2] for key in keys[0] + keys[2])
+        assert all(counts(harness, key) == [1] for key in keys[1])
+        problem = app.problems["work"]
+        assert "restoring the states of keys in 1 of 3 partitions" in problem
+        harness.advance(120)
+        harness.settle()
+        assert all(counts(harness, key) == [1, 2] for key in keys[1])
+        assert "work" not in app.problems
+
+
+def test_a_member_that_restores_takes_part_in_rebalances(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, keys = counting(0), counting(1), keys_by_partition()
+    with Harness(first, second) as harness:
+        harness.stop(second)
+        for key in every(keys):
+            harness.publish(f"work/{key}", 1)
+        harness.settle()
+        harness.stop(first)
+        read_slowly(monkeypatch, 200.0)
+        harness.restart(first)
+        harness.advance(10)
+        before = first.stats["kafka.rebalances"]
+        harness.restart(second)
+        harness.advance(100)
+        # Both have partitions, long before the states of one are there.
+        assert first.stats["kafka.rebalances"] == before + 1
+        for key in every(keys):
+            harness.publish(f"work/{key}", 2)
+        harness.advance(450)
+        harness.settle()
+        assert all(counts(harness, key) == [1, 2] for key in every(keys))
+
+
+def test_states_that_cannot_be_read_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, read, failures = counting(), restore, [OSError("no answer")] * 3
+    with Harness(app) as harness:
+        harness.publish("work/a", 1)
+        harness.settle()
+        harness.stop()
+
+        async def fail(*arguments: Any) -> None:
+            if failures:
+                raise failures.pop()
+            await read(*arguments)
+
+        monkeypatch.setattr(_units, "restore", fail)
+        harness.restart()
+        harness.publish("work/a", 2)
+        harness.settle()
+        assert not failures
+        assert counts(harness) == [1, 2]
+
+
 # Whatever goes wrong.
 
 
@@ -504,6 +616,7 @@ def test_without_reading_the_changelog_to_its_end_counts_would_be_wrong(
         """Take what is known here for all there is."""
         for states in arguments[3].values():
             states.restored = True
+            arguments[5](states)
 
     monkeypatch.setattr(_units, "restore", skip)
     failures = fail_often(monkeypatch, 0)

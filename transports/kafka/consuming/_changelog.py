@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ async def restore(
     topic: str,
     states: Mapping[int, PartitionStates],
     now: float,
+    on_restored: Callable[[PartitionStates], None] = lambda states: None,
 ) -> None:
     """Bring what is known of partitions up to date.
 
@@ -45,6 +46,7 @@ async def restore(
         topic: the changelog.
         states: by the numbers of the partitions.
         now: seconds since 1970.
+        on_restored: called with those of each partition as soon as they are up to date.
 
     Raises:
         SnapshotLost: a snapshot could not be used; they have to be read once more.
@@ -76,7 +78,7 @@ async def restore(
                 if known.snapshot is not None:
                     await known.snapshot.forget(known.partition, why)
             reader.seek(place, max(known.position, starts[place]))
-        await _read(reader, config, places, ends, states)
+        await _read(reader, config, places, ends, states, on_restored)
     finally:
         await stop_consumer(reader, _STOP_TIMEOUT)
 
@@ -104,6 +106,7 @@ async def _read(
     places: list[TopicPartition],
     ends: Mapping[TopicPartition, int],
     states: Mapping[int, PartitionStates],
+    on_restored: Callable[[PartitionStates], None],
 ) -> None:
     loop = asyncio.get_running_loop()
     patience = config.request_timeout
@@ -129,6 +132,7 @@ async def _read(
                 await known.snapshot.write(known)
             if is_over:
                 known.restored = True
+                on_restored(known)
                 left.remove(place)
         if moved:
             give_up = loop.time() + patience

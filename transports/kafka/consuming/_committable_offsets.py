@@ -61,6 +61,11 @@ class PartitionTracker(Tracker):
         return len(self._slots) > records
 
     @property
+    def waits(self) -> bool:
+        """Whether nothing of it may be handed out yet."""
+        return False
+
+    @property
     def oldest(self) -> int:
         """The offset that keeps everything after it from being committed."""
         return self._slots[0].token

@@ -21,9 +21,9 @@ _log = get_logger(__name__)
 class PartitionPauses:
     """Pauses partitions, and resumes those that nothing else keeps paused.
 
-    A partition is paused while too many of its records wait for one that is not settled, while it
-    cannot be read (see `PartitionGuard`), and, with all others, while there is no room for what
-    they have.
+    A partition is paused while too many of its records wait for one that is not settled, while the
+    states of its keys are restored, while it cannot be read (see `PartitionGuard`), and, with all
+    others, while there is no room for what they have.
 
     Args:
         consumer: the library's.
@@ -83,13 +83,13 @@ class PartitionPauses:
         return partitions
 
     def resume(self, *partitions: TopicPartition) -> None:
-        """Resume those that are still assigned, readable, and not full."""
+        """Resume those that are still assigned, readable, restored, and not full."""
         assignment = self._current()
         if assignment is None or assignment.ended:
             return
         assigned, trackers = self._consumer.assignment(), assignment.trackers
         for partition in partitions:
             tracker = trackers.get(partition)
-            is_full = tracker is not None and tracker.paused
-            if partition in assigned and not is_full and not self._guard.keeps(partition):
+            keeps = tracker is not None and (tracker.paused or tracker.waits)
+            if partition in assigned and not keeps and not self._guard.keeps(partition):
                 self._consumer.resume(partition)

@@ -179,6 +179,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         await self._stop_rolling_back()
         if self._units is not None:
+            await self._units.stop_restoring()
             self._units.flush()
         try:
             assignment, committer = self.assignment, self.committer
@@ -219,6 +220,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         assignment.end()
         self._hold()
+        if self._units is not None:
+            await self._units.stop_restoring()
         lost = is_lost(self._consumer)
         if self._state is not MemberState.REJOINING:
             self._become(MemberState.LOST if lost else MemberState.REVOKED)
@@ -265,7 +268,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._consumer.pause(*assignment.trackers)
                 await self.committer.open()
                 assert self._units is not None
-                await self._units.restore(self._consumer, assignment)
+                await self._units.prepare(self._consumer, assignment)
             async with asyncio.timeout(self._config.connect_timeout):
                 gone = await compare(self._consumer, assignment, self._rewind_to)
             self._tenures.take_over(assignment)
@@ -275,6 +278,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             self._say_what_comes_again(assignment)
             assignment.open = True
             if self._units is not None:
+                # The group does not wait for that.
+                self._units.begin_restoring(self._on_room)
                 for partition in assignment.trackers:
                     self._on_room(partition)
         except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
@@ -330,6 +335,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         async with self._changing:
             if self.assignment is not assignment or self.committer is None:
                 return
+            await self._units.stop_restoring()
             await self.committer.finish(COMMIT_TIMEOUT, lost=is_lost(self._consumer))
             self._units.leave(assignment)
             await self._take_over([*assignment.trackers])

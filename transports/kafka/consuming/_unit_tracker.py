@@ -120,6 +120,11 @@ class UnitTracker(PartitionTracker, Unit):
         count = len(self._slots) + len(self._outcomes)
         return count > records or (bool(count) and self._size > _MOST_BYTES)
 
+    @property
+    def waits(self) -> bool:
+        """As of `PartitionTracker`: for the states of its keys."""
+        return self.states is not None and not self.states.restored
+
     def note(self, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
         """See `Unit.note`."""
         earlier = self._outcomes.get(delivery.token)
@@ -148,7 +153,7 @@ class UnitTracker(PartitionTracker, Unit):
 
     async def peek(self, key: str) -> bytes | None:
         """See `Unit.peek`."""
-        known = self.states if self._assignment.open else None
+        known = self.states if self._assignment.open and not self.waits else None
         return None if known is None else await known.load(key)
 
     def refused(self, delivery: Delivery) -> Refused | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -55,6 +55,8 @@ class Units:
         # In a row.
         self._failures = 0
         self._failure = ""
+        # Why the states of keys could not be read, as text.
+        self._not_restored = ""
         self._keeps_states = subscription.keeps_states
         self._states: dict[TopicPartition, PartitionStates] = {}
         self._changelog = ""
@@ -66,7 +68,7 @@ class Units:
         self._snapshot = self._snapshot_in(context) if subscription.keeps_states else None
         # Ends the current assignment when what is known of the states is lost.
         self._on_failed: Callable[[TransactionFailed], None] = lambda error: None
-        self._restoring = False
+        self._restoring: asyncio.Task[None] | None = None
 
     def _snapshot_in(self, context: BusContext) -> Snapshot | None:
         folder = context.surroundings.folder
@@ -81,8 +83,7 @@ class Units:
         """Have all states read again, as nothing of what was not in memory is known any more."""
         for states in self._states.values():
             states.forget()
-        if not self._restoring:
-            self._on_failed(TransactionFailed(error))
+        self._on_failed(TransactionFailed(error))
 
     async def close(self) -> None:
         """Write what is left to the snapshot, and release it."""
@@ -102,10 +103,19 @@ class Units:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing is committed, as text; None if transactions do not keep failing."""
-        if self._failures < _MANY_FAILURES:
+        """What keeps messages from being handled, or from being committed, as text; or None."""
+        if self._failures >= _MANY_FAILURES:
+            return f"nothing is committed, as transactions fail: {self._failure}"
+        # Another thread may look at it.
+        everything = self._states.copy()
+        waiting = [place for place, states in everything.items() if not states.restored]
+        if self._restoring is None or not waiting:
             return None
-        return f"nothing is committed, as transactions fail: {self._failure}"
+        why = f" ({self._not_restored})" if self._not_restored else ""
+        return (
+            f"restoring the states of keys in {len(waiting)} of {len(everything)} partitions from"
+            f" {self._changelog!r}{why}"
+        )
 
     def has_failed(self, error: TransactionFailed) -> float:
         """Note that a transaction has failed; return the seconds until the next attempt."""
@@ -163,17 +173,19 @@ class Units:
             lambda: self.trouble,
         )
 
-    async def restore(self, consumer: Any, assignment: Assignment) -> None:
-        """Bring the states of the keys in an assignment up to date.
+    async def prepare(self, consumer: Any, assignment: Assignment) -> None:
+        """Find the states of the keys in an assignment, which nobody else changes any more.
 
         Raises:
             ConfigurationError: the changelog does not fit the topic.
             OSError, aiokafka.errors.KafkaError: no answer.
         """
+        for states in self._states.values():
+            states.restored = False
         if not self._keeps_states or not assignment.trackers:
             return
         topic = next(iter(assignment.trackers)).topic
-        config, topics, name = self._context.config, self._context.topics, self._changelog
+        topics, name = self._context.topics, self._changelog
         client = client_of(consumer)
         count = len(client.cluster.partitions_for_topic(topic) or ())
         topics.will_have(name, count)
@@ -188,17 +200,53 @@ class Units:
             )
         facts = await topic_facts(client, [name])
         await self._know_changelog(facts[name].id if facts and name in facts else "", count)
-        states = {place.partition: it for place, it in self._states.items()}
-        self._restoring = True
-        try:
-            while True:
-                with contextlib.suppress(SnapshotLost):
-                    await self._find(states.values())
-                    now = self._context.surroundings.environment.now()
-                    await restore(config, self._client_id, name, states, now)
-                    return
-        finally:
-            self._restoring = False
+
+    def begin_restoring(self, on_restored: Callable[[TopicPartition], None]) -> None:
+        """Bring the states of the keys up to date, which may take long.
+
+        Args:
+            on_restored: called with each partition that is.
+        """
+        if self._states:
+            self._not_restored = ""
+            self._restoring = asyncio.ensure_future(self._restore(on_restored))
+
+    async def stop_restoring(self) -> None:
+        """Leave it at what is known by now."""
+        restoring, self._restoring = self._restoring, None
+        if restoring is not None:
+            restoring.cancel()
+            await asyncio.wait((restoring,))
+
+    async def _restore(self, on_restored: Callable[[TopicPartition], None]) -> None:
+        places = {place.partition: place for place in self._states}
+        context = self._context
+        backoff = context.config.backoff(context.surroundings.environment)
+        while True:
+            left = {it.partition: it for it in self._states.values() if not it.restored}
+            try:
+                await self._find(left.values())
+                await restore(
+                    context.config,
+                    self._client_id,
+                    self._changelog,
+                    left,
+                    context.surroundings.environment.now(),
+                    lambda states: on_restored(places[states.partition]),
+                )
+                return
+            except SnapshotLost:
+                # The assignment has failed with it, and another one is on its way.
+                return
+            except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
+                self._not_restored = describe(error)
+                self._log.warning(
+                    "group %r: the states of keys cannot be read from %r, and are read again: %s",
+                    self._group,
+                    self._changelog,
+                    self._not_restored,
+                )
+            await asyncio.sleep(backoff.next_delay())
 
     async def _know_changelog(self, identifier: str, partitions: int) -> None:
         """Forget all states if they are those of another changelog."""
@@ -213,7 +261,6 @@ class Units:
     async def _find(self, all_states: Iterable[PartitionStates]) -> None:
         """Begin with what is in the snapshot."""
         for states in all_states:
-            states.restored = False
             if states.snapshot is None or states.position:
                 continue
             place = await states.snapshot.place(states.partition)
