@@ -9,7 +9,8 @@ import threading
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
-from ..._logs import log_error
+from ..._logs import get_logger, log_error
+from ..._texts import reason_of
 from ...errors import ConfigurationError
 from ._program import end_loop, new_loop
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ._application import DistributedApplication
 
 __all__ = ["Background"]
+
+log = get_logger("spa_dat")
 
 # Seconds that a new thread takes to begin, at most.
 _MOMENT = 5.0
@@ -107,10 +110,18 @@ class Background:
                 main.cancel()
             try:
                 loop.run_until_complete(main)
+            except BaseException as error:
+                # Not what becomes of the application because of that.
+                self._ended_loop(error)
+                raise
             finally:
                 end_loop(loop, main)
         except BaseException as error:  # noqa: BLE001 (raised where the application is used)
             self._failed(error)
+
+    def _ended_loop(self, error: BaseException) -> None:
+        log.error("%s: its event loop was ended: %s", self._application.name, reason_of(error))
+        self._failed(error)
 
     async def _serve(self) -> None:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import sys
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,8 +46,19 @@ def _tell(process: int) -> None:
         return  # it was not over, or has ended with a traceback
     for name, value in list(script.items()):
         for application, runs in list(_runs.items()):
-            if value is application and runs.specs and runs.last is None:
+            if value is application and runs.specs and runs.last is None and not _starts(name):
                 sys.stderr.write(
                     f"spa_dat: application {application.name!r} has actors, but was never started:"
                     f" to run it, end the program with {name}.run()\n"
                 )
+
+
+def _starts(name: str) -> bool:
+    """Whether the script says how the application is started, and has ended before it got there."""
+    path = vars(sys.modules["__main__"]).get("__file__")
+    try:
+        text = Path(path or "").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    call, rest = rf"\b{name}\s*\.\s*(run|start)\b", rf"\b(run|with)\b[^#\n]*\b{name}\b"
+    return re.search(rf"^[^#\n]*({call}|{rest})", text, re.MULTILINE) is not None

@@ -17,6 +17,7 @@ from ..._logs import get_logger, log_error
 from ..._service_manager import ServiceManager
 from ..._texts import describe, reason_of
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
+from ...transports._name_lookups import LookupLoop
 from ..diagnostics._stacks import frames_of, frames_of_thread, place
 from ..diagnostics._unclean_stop import let_go
 from ..hosting._application_settings import LoopFactory
@@ -135,7 +136,7 @@ def new_loop() -> asyncio.AbstractEventLoop:
         policy = asyncio.get_event_loop_policy()
     if type(policy).__module__.partition(".")[0] == "asyncio":
         # On every platform: the MQTT client needs add_reader, which Windows' default loop lacks.
-        return asyncio.SelectorEventLoop()
+        return LookupLoop()
     return policy.new_event_loop()
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..._logs import get_logger
 from ..._texts import reason_of
+from ...actors import is_closing
 from ...errors import ConfigurationError
 
 __all__ = [
@@ -194,7 +195,9 @@ class LeftAlone:
             before: what the resource was left with.
             error: what leaving it has raised.
         """
-        if before is not None or isinstance(error, KeyboardInterrupt | GeneratorExit):
+        if before is not None or isinstance(error, KeyboardInterrupt):
+            return False
+        if isinstance(error, GeneratorExit) and is_closing(error):
             return False
         log.error("%s failed to close", self, exc_info=error)
         self._failed(error)

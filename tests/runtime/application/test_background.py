@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -71,6 +73,29 @@ def test_what_it_fails_with_is_raised_at_the_end_but_not_over_another_error() ->
     with pytest.raises(KeyError), app:  # noqa: PT012 (leaving the block raises it)
         asyncio.run(eventually(lambda: not app.healthy))
         raise KeyError("mine")
+
+
+@pytest.mark.parametrize(
+    ("how", "raised", "told"),
+    [
+        ("sys.exit", SystemExit, "SystemExit: 4"),
+        ("loop.stop", RuntimeError, "RuntimeError: Event loop stopped before Future completed."),
+    ],
+)
+def test_what_ends_its_event_loop_is_raised_at_the_end_and_told_at_once(
+    how: str, raised: type[BaseException], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make()
+
+    @app.application("end")
+    async def end() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.stop if how == "loop.stop" else partial(sys.exit, 4))
+
+    with pytest.raises(raised, match=told.partition(": ")[2]), app:  # noqa: PT012 (leaving raises)
+        app.sync_socket().publish("end")
+        asyncio.run(eventually(lambda: app.health().state == "ended"))
+        assert f"background: its event loop was ended: {told}" in caplog.messages
 
 
 def test_a_block_inside_of_another_is_refused() -> None:

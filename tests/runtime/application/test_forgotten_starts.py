@@ -35,6 +35,7 @@ def errors_of(folder: Path, *arguments: str, end: str = "") -> str:
 
 def test_a_script_that_registers_actors_and_ends_is_told_what_it_lacks(tmp_path: Path) -> None:
     assert errors_of(tmp_path, "actors") == _TOLD
+    assert errors_of(tmp_path, "actors", end="# plant.run()") == _TOLD
     # One without actors may have been made for something else.
     assert errors_of(tmp_path) == ""
 
@@ -45,6 +46,9 @@ def test_a_script_that_registers_actors_and_ends_is_told_what_it_lacks(tmp_path:
         "plant.remove('handle')\n@plant.producer()\nasync def once() -> None: ...\nplant.run()",
         "with Harness(plant) as harness: harness.settle()",
         "del plant",
+        "sys.exit()\nplant.run()",
+        "sys.exit()\nspa_dat.run(other, plant)",
+        "sys.exit()\nwith plant: pass",
         "with plant: pass",
     ],
 )

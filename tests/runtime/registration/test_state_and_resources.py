@@ -131,7 +131,7 @@ class Events(list[str]):
     """What happened to resources, in order."""
 
     def resource(
-        self, name: str, *, fail: BaseException | None = None, close: Exception | None = None
+        self, name: str, *, fail: BaseException | None = None, close: BaseException | None = None
     ) -> Callable[[], contextlib.AbstractAsyncContextManager[str]]:
         @contextlib.asynccontextmanager
         async def opened() -> AsyncIterator[str]:
@@ -305,14 +305,18 @@ async def test_a_resource_that_cannot_be_entered_again_says_what_to_give(
         await app.__aenter__()
 
 
+@pytest.mark.parametrize("error", [OSError("disk full"), GeneratorExit()], ids=["error", "exit"])
 async def test_a_resource_that_fails_to_close_is_reported_and_the_others_are_closed(
-    app: DistributedApplication, events: Events, caplog: pytest.LogCaptureFixture
+    app: DistributedApplication,
+    events: Events,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
 ) -> None:
     @app.application(
         "a",
         ressources={
             "one": events.resource("one"),
-            "bad": events.resource("bad", close=OSError("disk full")),
+            "bad": events.resource("bad", close=error),
         },
     )
     async def handler(payload: str) -> None: ...

@@ -24,6 +24,7 @@ from spa_dat.errors import (
 from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt import MqttConfig
 from spa_dat.transports.mqtt._session_probe import SessionProbe
+from spa_dat.transports.mqtt.protocol import _open_socket
 from spa_dat.transports.mqtt.protocol._client import MqttClient
 from support.mqtt import Recorder, client
 from support.scripted import Packet, Peer, ScriptedBroker, connack, publish, suback
@@ -782,7 +783,7 @@ async def test_an_address_of_a_kind_that_the_system_lacks_is_passed_over(
 
     async with ScriptedBroker(serve) as broker:
         monkeypatch.setattr(socket, "socket", WithoutIpv6)
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+        monkeypatch.setattr(_open_socket, "look_up", found)
         async with client(broker) as app:
             assert app.bus.connected
 

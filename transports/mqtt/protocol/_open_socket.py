@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from ...._texts import bracketed
+from ..._name_lookups import look_up
 from ..._tls import tls_context
 from .._config import MqttConfig
 from ._stream import FrameStream
@@ -98,7 +99,7 @@ async def _open_tcp(config: MqttConfig) -> socket.socket:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + config.connect_timeout
     async with asyncio.timeout_at(deadline):
-        found = await loop.getaddrinfo(config.host, config.effective_port, type=socket.SOCK_STREAM)
+        found = await look_up(config.host, config.effective_port, type=socket.SOCK_STREAM)
     cause: OSError | None = None
     for index, (family, kind, protocol, _, address) in enumerate(found):
         # An address that does not answer must leave time for the others.
