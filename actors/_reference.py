@@ -132,6 +132,9 @@ class ActorRef(Generic[A_co]):
         Args:
             drain: first handle what is in the mailbox; otherwise finish only the current message.
         """
+        if self._cell.task.done():
+            # Also for code on another event loop: its own may be closed.
+            return
         self._check_thread()
         await self._cell.stop(drain=drain)
 

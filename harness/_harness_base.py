@@ -254,13 +254,14 @@ class HarnessBase:
         """Cut connections to the bus at once; they are made again after the usual backoff.
 
         Args:
-            actor: whose connection to cut; None for all connections of all applications.
+            actor: whose connection to cut; None for all connections of all applications, also if
+                there are none at the moment.
             lose_session: let the broker also forget the subscriptions, and what it kept for them.
                 On Kafka the group removes the member, and nothing is lost: it has to rejoin, and
                 receives again what it had not committed.
 
         Raises:
-            ConfigurationError: there is no such connection.
+            ConfigurationError: the actor has no connection.
         """
         self._core.cut(actor, lose_session)
 

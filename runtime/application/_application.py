@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from ..messaging._sync_socket import SyncSocket
 from ..messaging._typed_topic import R, Topic
 from ..options._actor_options import HandlerOptions
 from ..options._custom_codecs import Codec
-from ..options._option_checks import check_name, parse_reply_topics
+from ..options._option_checks import check_name, parse_reply_topics, unexpected_keyword
 from ..options._resources import Resource
 from ..registration._registry import ProviderLike, Registry
 from ..registration._specs import Spec
@@ -103,7 +104,7 @@ class DistributedApplication:
 
     Raises:
         ConfigurationError: a name, the bus, the codec, the address for probes, ``metrics`` or
-            ``outbox`` is wrong.
+            ``outbox`` is wrong, or there is no such option.
     """
 
     def __init__(
@@ -125,7 +126,10 @@ class DistributedApplication:
         outbox: Literal["file"] | OutboxFile | None = None,
         state_folder: str | os.PathLike[str] | None = None,
         environment: Environment | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            _refuse_keyword(type(self), unknown)
         environment = environment or Environment()
         instance = instance if instance is not None else os.environ.get("SPA_DAT_INSTANCE", "0")
         identity = Identity(
@@ -203,6 +207,7 @@ class DistributedApplication:
         codec: Codec | None = None,
         placement: Literal["process"] | None = None,
         replace: bool | None = None,
+        **unknown: Never,
     ) -> Callable[[F], F]:
         """Register a function that publishes by itself. Decorator; returns the function.
 
@@ -227,6 +232,8 @@ class DistributedApplication:
                 f"producer() got {misplaced[0]!r}: write @app.producer(), with parentheses and"
                 " options by name"
             )
+        if unknown:
+            _refuse_keyword(self.producer, unknown)
         self._registry.check_provider("producer", socket_provider)
         options = {
             "socket_provider": socket_provider,
@@ -736,3 +743,11 @@ def _measurements_for(
 
 def _provider(given: ProviderLike | None) -> SocketProvider | None:
     return None if given is None else as_provider(given)
+
+
+def _refuse_keyword(call: Callable[..., object], unknown: Mapping[str, object]) -> Never:
+    parameters = inspect.signature(call).parameters.values()
+    known = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
+    raise ConfigurationError(
+        unexpected_keyword(call.__name__, min(unknown), set(known) - {"misplaced"})
+    )

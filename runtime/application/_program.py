@@ -17,7 +17,6 @@ from ..._logs import get_logger, log_error
 from ..._service_manager import ServiceManager
 from ..._texts import describe, reason_of
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
-from ...transports._name_lookups import LookupLoop
 from ..diagnostics._stacks import frames_of, frames_of_thread, place
 from ..diagnostics._unclean_stop import let_go
 from ..hosting._application_settings import LoopFactory
@@ -96,6 +95,7 @@ def run_until_stopped(
     given_up: list[str] = []
     try:
         _refuse_nothing(applications)
+        _tell_of_private_buses(applications)
         loop = (loop_factory or new_loop)()
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(log_error)
@@ -136,6 +136,9 @@ def new_loop() -> asyncio.AbstractEventLoop:
         policy = asyncio.get_event_loop_policy()
     if type(policy).__module__.partition(".")[0] == "asyncio":
         # On every platform: the MQTT client needs add_reader, which Windows' default loop lacks.
+        # Not at the top: an application that is not started needs none.
+        from ...transports._name_lookups import LookupLoop
+
         return LookupLoop()
     return policy.new_event_loop()
 
@@ -150,6 +153,27 @@ def _refuse_nothing(applications: Sequence[DistributedApplication]) -> None:
                 " to do: decorate functions with @app.application(...) or @app.producer(), and"
                 " add actor classes with app.add(...)"
             )
+
+
+def _tell_of_private_buses(applications: Sequence[DistributedApplication]) -> None:
+    if len(applications) < 2:
+        return
+    # Not at the top: most programs run one application.
+    from ...transports.memory._provider import PRIVATE
+
+    owners: dict[str, str] = {}
+    for application in applications:
+        for provider in runs_of(application).providers:
+            if provider.address.startswith(PRIVATE):
+                owners[provider.address] = application.name
+    names = sorted(set(owners.values()))
+    if len(names) > 1:
+        log.warning(
+            "the applications %s each have a memory:// of their own, so they get nothing from each"
+            " other there: give all of them the same name, as in memory://%s",
+            ", ".join(map(repr, names)),
+            names[0],
+        )
 
 
 def _refuse_wrong_place() -> None:
@@ -413,10 +437,17 @@ def _holding() -> list[threading.Thread]:
     ]
 
 
+def _children() -> list[Any]:
+    """Return the processes of multiprocessing that the interpreter waits for at its end."""
+    # Asking whether they have ended would reap them under the hands of who waits for them.
+    children = getattr(sys.modules.get("multiprocessing.process"), "_children", ())
+    return [child for child in tuple(children) if not child.daemon]
+
+
 def _watch_end(owns_process: bool) -> None:
-    """Have it noticed if threads keep the process alive after its end; one thread looks."""
+    """Have it noticed if something keeps the process alive after its end; one thread looks."""
     names = {thread.name for thread in threading.enumerate()}
-    if _holding() and _WATCHES_END not in names:
+    if (_holding() or _children()) and _WATCHES_END not in names:
         # There may be no thread left for it.
         with contextlib.suppress(RuntimeError):
             threading.Thread(
@@ -426,11 +457,18 @@ def _watch_end(owns_process: bool) -> None:
 
 def _name_holding(owns_process: bool) -> None:
     """Name what keeps the process alive for long after its main thread has ended."""
-    while not _main_thread_has_ended():
-        if not _holding():
+    while not (_main_thread_has_ended() or _main_thread_waits_for_children()):
+        if not (_holding() or _children()):
             return
         threading.Event().wait(_LOOK_AGAIN)
     threading.Event().wait(_REST_FOR_THREADS)
+    for child in _children():
+        log.warning(
+            "the program has ended, but its child process %r (%s) keeps the process alive: end it"
+            " earlier, make it a daemon process, or send another signal",
+            child.name,
+            child.pid,
+        )
     for thread in _holding():
         log.warning(
             "the program has ended, but its thread %r keeps the process alive: %s; end it"
@@ -440,8 +478,16 @@ def _name_holding(owns_process: bool) -> None:
         )
     if owns_process:
         threading.Event().wait(_LAST_REST)
-        log.error("the process is ended while some of its threads are still running")
+        log.error("the process is ended while some of its threads or children are still running")
         _exit_now()
+
+
+def _main_thread_waits_for_children() -> bool:
+    util = sys.modules.get("multiprocessing.util")
+    if util is None:
+        return False
+    frames = frames_of_thread(threading.main_thread().ident)
+    return any(frame.f_code is util._exit_function.__code__ for frame in frames)
 
 
 def _main_thread_has_ended() -> bool:

@@ -13,7 +13,7 @@ from ...errors import ConfigurationError
 from ...transports import Tombstone, check_topic
 from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec, check_codec
-from ..options._option_checks import is_number
+from ..options._option_checks import is_number, unexpected_keyword
 from ..payloads._codec import encode, encode_as, encode_with, has_format_of
 from ._message import NO_HEADERS
 from ._turn import current_turn
@@ -176,7 +176,8 @@ def message_meant(
 
 def _unknown_option(call: str, options: PublishOptions) -> TypeError:
     name = min(options.keys() - _OPTIONS)
-    return TypeError(f"{call}() got an unexpected keyword argument {name!r}")
+    known = {"topic", "payload", *_OPTIONS} | ({"timeout"} if call == "publish" else set())
+    return TypeError(unexpected_keyword(call, name, known))
 
 
 class MessageBuilder:

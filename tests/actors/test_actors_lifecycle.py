@@ -6,6 +6,7 @@ import asyncio
 import gc
 import math
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pykka
@@ -67,6 +68,24 @@ async def test_plain_hooks_run_too() -> None:
     await system.started(ref)
     await ref.stop()
     assert log == ["start", "stop"]
+
+
+def test_stopping_again_is_harmless_on_another_event_loop_and_in_another_thread() -> None:
+    refs: list[ActorRef[Actor]] = []
+
+    async def live() -> None:
+        system = ActorSystem()
+        refs.append(system.spawn(lambda: Life([])))
+        await system.started(refs[0])
+        await refs[0].stop()
+
+    async def stop_again() -> None:
+        await refs[0].stop()
+
+    asyncio.run(live())
+    asyncio.run(stop_again())
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, stop_again()).result()
 
 
 async def test_stop_handles_earlier_messages_and_refuses_later_ones() -> None:

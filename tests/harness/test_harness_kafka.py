@@ -716,6 +716,11 @@ def test_a_cut_connection_comes_back() -> None:
         assert harness.published("out") == [1, 2]
         with pytest.raises(ConfigurationError, match="nobody"):
             harness.cut("nobody")
+        harness.outage(5)
+        harness.cut()  # nobody has a connection now
+        harness.publish("in", 3)
+        harness.settle()
+        assert harness.published("out") == [1, 2, 3]
 
 
 def test_a_member_that_lost_its_session_joins_anew_and_loses_nothing() -> None:

@@ -15,10 +15,12 @@ from ._bus import MemoryBus
 from ._config import MemoryConfig
 from ._queue import QueueLimits
 
-__all__ = ["MemoryProvider"]
+__all__ = ["PRIVATE", "MemoryProvider"]
 
 _named: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Broker]] = WeakKeyDictionary()
 _numbers = itertools.count(1)
+PRIVATE = "memory://~"
+"""How the address of a provider without a name begins; no name contains '~'."""
 
 
 class MemoryProvider(SocketProvider):
@@ -41,8 +43,7 @@ class MemoryProvider(SocketProvider):
         self.default_qos: int = self.config.qos
         self.default_window: int = self.config.window
         self.default_window_bytes: int = self.config.window_bytes
-        # No name contains '~': two private brokers are never mistaken for the same bus.
-        self._address = self.config.address if self.config.name else f"memory://~{next(_numbers)}"
+        self._address = self.config.address if self.config.name else f"{PRIVATE}{next(_numbers)}"
         self._limits = QueueLimits(self.config.queue, self.config.queue_bytes)
         self._own = None if self.config.name else Broker(self._address, self._limits)
 

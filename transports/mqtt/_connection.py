@@ -40,6 +40,7 @@ from .protocol._reason_codes import (
     SESSION_TAKEN_OVER,
     Answer,
     Decision,
+    NotAdmitted,
     NotAnswered,
     Packet,
     WrongVersion,
@@ -227,7 +228,7 @@ class Connection:
         if not isinstance(error, (NotAnswered, *_CUT_OFF)):
             return error
         if self._group.connected:
-            return NotAnswered(
+            return NotAdmitted(
                 f"{describe(error)}, while {self._group.connected} of this application are open: it"
                 " may admit no more connections (in Mosquitto max_connections)"
             )
@@ -246,7 +247,7 @@ class Connection:
             was_older, self._is_older = self._is_older, spoken is Spoken.OLDER
             if was_older and self._is_older:
                 if await version_spoken(config, asked_in=Spoken.NEWER) is Spoken.NEWER:
-                    return NotAnswered(
+                    return NotAdmitted(
                         "the broker closes it before it is accepted, but answers an MQTT 5 CONNECT"
                         " that is shorter: user name, password and last will may exceed its limit"
                         " for packets (in Mosquitto max_packet_size)"
@@ -283,10 +284,13 @@ class Connection:
         said = str(problem.error)
         if address not in said:
             said = f"no connection to the broker at {address}: {said}"
-        error = ConnectFailed(
-            f"{said}; tried for {self._config.start_timeout:g} s: check the address and"
-            " that the broker is running, or raise the option start_timeout"
-        )
+        tried = f"tried for {self._config.start_timeout:g} s"
+        if not isinstance(problem.error.__cause__, NotAdmitted):
+            tried += (
+                ": check the address and that the broker is running, or raise the option"
+                " start_timeout"
+            )
+        error = ConnectFailed(f"{said}; {tried}")
         error.__cause__ = problem.error
         return error
 

@@ -468,6 +468,26 @@ def test_several_applications_run_together_and_producers_find_everybody_listenin
     assert said[3:] == ["close", "after run"]
 
 
+def test_several_applications_that_each_have_a_memory_bus_of_their_own_are_told(
+    start: Start,
+) -> None:
+    text = """
+        first, second = (DistributedApplication({bus!r}, name=name) for name in ("one", "two"))
+
+        @first.producer()
+        async def produce() -> None: ...
+
+        @second.producer()
+        async def also() -> None: ...
+
+        run(first, second)
+        """
+    _, _, error = start(text.format(bus="memory://")).end()
+    assert error.startswith("the applications 'one', 'two' each have a memory:// of their own")
+    assert error.endswith("as in memory://one\n")
+    assert start(text.format(bus="memory://plant")).end() == (0, [], "")
+
+
 def test_when_one_of_several_can_not_start_the_others_are_stopped(start: Start) -> None:
     program = start(
         """

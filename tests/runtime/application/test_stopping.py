@@ -658,6 +658,43 @@ def test_a_thread_that_keeps_an_ended_program_alive_is_named(start: Start) -> No
     assert code == -signal.SIGTERM
 
 
+def test_a_process_that_keeps_an_ended_program_alive_is_named(start: Start) -> None:
+    program = start(
+        f"""
+        {_MAKE}
+        app = make()
+
+        import multiprocessing, os
+
+        class Told(logging.Handler):
+            def emit(self, record):
+                if "its child process 'poller' (" in record.getMessage():
+                    say("told")
+
+        logging.getLogger("spa_dat").addHandler(Told())
+        reader, writer = os.pipe()
+
+        def poll():
+            os.close(writer)
+            os.read(reader, 1)  # until the parent ends
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            fork = multiprocessing.get_context("fork")
+            fork.Process(target=poll, name="poller").start()
+            say("ready")
+
+        app.run()
+        """
+    )
+    program.read_until("ready")
+    program.signal(signal.SIGTERM)
+    program.read_until("told")
+    program.signal(signal.SIGTERM)
+    code, _, _ = program.end()
+    assert code == -signal.SIGTERM
+
+
 def given_up(app: DistributedApplication) -> list[str]:
     last = runs_of(app).last
     assert last is not None

@@ -142,6 +142,8 @@ def test_an_option_that_there_is_not_is_a_type_error(call: str, name: str) -> No
     (error,) = sending(call, "out", "text", **{name: "k"})
     assert type(error) is TypeError
     assert f"got an unexpected keyword argument {name!r}" in str(error)
+    if name == "kye":
+        assert str(error).endswith("; did you mean 'key'?")
 
 
 @pytest.mark.parametrize("call", ["Socket.publish", "Socket.post", "SyncSocket.publish"])

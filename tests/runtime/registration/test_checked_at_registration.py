@@ -505,3 +505,22 @@ def test_a_batch_has_no_topic() -> None:
 
         @app.application("a", batch=(10, 1))
         async def handle(payloads: list[int], topic: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [
+        ("nmae", r"DistributedApplication\(\) got .* 'nmae'; did you mean 'name'\?"),
+        ("url", r"DistributedApplication\(\) got .* 'url'; there are: admin, .*, codec, "),
+    ],
+)
+def test_a_keyword_that_an_application_does_not_take_is_refused(keyword: str, text: str) -> None:
+    options: Any = {keyword: "plant"}
+    with pytest.raises(ConfigurationError, match=text):
+        DistributedApplication("memory://", **options)
+
+
+def test_a_keyword_that_a_producer_does_not_take_is_refused() -> None:
+    options: Any = {"evry": 5}
+    with pytest.raises(ConfigurationError, match=r"producer\(\) got .*; did you mean 'every'\?"):
+        DistributedApplication("memory://").producer(**options)

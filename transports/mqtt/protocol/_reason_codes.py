@@ -45,6 +45,7 @@ __all__ = [
     "BrokerReason",
     "Decision",
     "LoginRefused",
+    "NotAdmitted",
     "NotAnswered",
     "OtherProtocol",
     "Packet",
@@ -289,6 +290,10 @@ class LoginRefused(Exception):
 
 class NotAnswered(MqttError):
     """The broker closed a connection without answering its CONNECT."""
+
+
+class NotAdmitted(NotAnswered):
+    """The broker closes connections before they are accepted, for a reason that could be found."""
 
 
 class OtherProtocol(MalformedPacket):
