@@ -88,6 +88,20 @@ async def test_all_of_it_is_handled_though_the_old_one_had_as_many(
 
 
 @pytest.mark.kafka
+async def test_one_with_fewer_partitions_is_read_by_who_comes_back(kafka: Kafka) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a", partitions=3)
+    async with taker(kafka.server, "a", prefix=prefix) as before:
+        await filled(kafka, prefix, range(1))
+        await before.get(1)
+    await make_anew(kafka, f"{prefix}a")
+    await filled(kafka, prefix, range(1, 2))
+    async with taker(kafka.server, "a", prefix=prefix) as after:
+        await after.get(1)
+        assert (after.numbers, after.partitions) == ([1], [0])
+
+
+@pytest.mark.kafka
 async def test_it_is_noticed_while_reading_on(
     kafka: Kafka, caplog: pytest.LogCaptureFixture
 ) -> None:

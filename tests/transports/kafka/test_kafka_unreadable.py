@@ -17,6 +17,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import RecordsToDelete
 from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import TopicPartition
 
@@ -320,6 +321,28 @@ async def test_a_partition_without_a_leader_is_named_when_it_lasts(
     await look(1)
     assert troubles.serious([]) is None
     assert "can be read again" in caplog.text
+
+
+async def test_a_start_does_not_wait_for_a_partition_without_a_leader(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a", partitions=2)
+    await send(kafka, f"{prefix}a", range(1), partition=0)
+    await send(kafka, f"{prefix}a", range(1), partition=1)
+    leader_of = ClusterMetadata.leader_for_partition
+    away = TopicPartition(f"{prefix}a", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ClusterMetadata,
+            "leader_for_partition",
+            lambda self, place: -1 if place == away else leader_of(self, place),
+        )
+        async with taker(kafka.server, "a", prefix=prefix) as inbox:
+            await inbox.get(1)
+            assert numbers(inbox, "a", 0) == [0]
+            patch.undo()
+            await eventually(lambda: numbers(inbox, "a", 1) == [0])
 
 
 async def test_a_package_for_every_compression_is_an_extra() -> None:

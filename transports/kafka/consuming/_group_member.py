@@ -31,7 +31,7 @@ from ._assignment import Assignment
 from ._commits import Committer
 from ._consumer_sessions import ConsumerSessions, SessionState, unless
 from ._fetching import Fetched
-from ._group_requests import NO_COORDINATOR, join_refusal, unassigned
+from ._group_requests import NO_COORDINATOR, join_refusal, misassigned
 from ._pausing import PartitionPauses
 from ._rebalances import COMMIT_TIMEOUT, Rebalances
 from ._start_positions import recreated_since, take_places
@@ -199,7 +199,7 @@ class GroupMember(ConsumerSessions):
                 timer.cancel()
             guard.start()
             await self._check_rights(client_of(consumer))
-            if await unassigned(consumer, self._group):
+            if await misassigned(consumer, self._group):
                 await self._rebalances.rejoin()
             watch_topics(consumer)
             while True:

@@ -1,4 +1,4 @@
-"""Requests to a group: joining and why it refuses, what is committed, what is unassigned."""
+"""Requests to a group: joining and why it refuses, what is committed, what is misassigned."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = [
     "commit",
     "committed",
     "join_refusal",
+    "misassigned",
     "partitions",
-    "unassigned",
 ]
 
 _STABLE = "Stable"
@@ -168,13 +168,18 @@ def partitions(consumer: Any) -> list[TopicPartition]:
     ]
 
 
-async def unassigned(consumer: Any, group: str) -> list[TopicPartition]:
-    """Return partitions of the consumer's topics that the group has assigned to nobody.
+async def misassigned(consumer: Any, group: str) -> list[TopicPartition]:
+    """Return partitions that this member has and that do not exist, or else that nobody has.
 
     There are some if a member has come back and wants other topics than before, or if there are new
-    partitions: as long as its name is known, it gets what it had.
+    partitions, or a topic was recreated with fewer: as long as its name is known, it gets what it
+    had.
     """
+    there = partitions(consumer)
+    gone = sorted(consumer.assignment().difference(there))
+    if gone:
+        return gone
     code, state, taken = await describe_group(consumer, group)
     if kafka.for_code(code) is not kafka.NoError or state != _STABLE:
         return []
-    return [tp for tp in partitions(consumer) if tp not in taken]
+    return [tp for tp in there if tp not in taken]

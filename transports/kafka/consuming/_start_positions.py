@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,10 @@ from ._assignment import Assignment
 from ._group_requests import Committed, commit, committed, partitions
 
 __all__ = ["compare", "first_since", "recreated_since", "take_places"]
+
+# What the library says of a partition that does not exist, and of one whose brokers are away.
+_NO_LEADER = (None, -1)
+_LOOK_AGAIN = 0.1
 
 
 async def compare(consumer: Any, assignment: Assignment, rewind_to: int | None = None) -> set[str]:
@@ -105,6 +110,8 @@ async def take_places(
 ) -> None:
     """Fix a position in each partition, so that what is published from now on is received.
 
+    One without a leader has none until it has one, and holds up no other.
+
     Args:
         consumer: the library's.
         assignment: what is assigned to it.
@@ -136,7 +143,20 @@ async def take_places(
             if partition in offsets and partition not in again:
                 consumer.seek(partition, offsets[partition])
     for partition in sorted(consumer.assignment()):
-        await consumer.position(partition)
+        await _placed(consumer, partition)
+
+
+async def _placed(consumer: Any, partition: TopicPartition) -> None:
+    """Wait until a partition has a position, as long as it has a leader."""
+    leader_of = client_of(consumer).cluster.leader_for_partition
+    waiting = asyncio.ensure_future(consumer.position(partition))
+    try:
+        while not waiting.done() and leader_of(partition) not in _NO_LEADER:
+            await asyncio.wait((waiting,), timeout=_LOOK_AGAIN)
+        if waiting.done():
+            waiting.result()
+    finally:
+        waiting.cancel()
 
 
 async def _first_places(consumer: Any, since: int | None) -> dict[TopicPartition, int]:
