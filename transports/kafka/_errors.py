@@ -127,7 +127,7 @@ class UnknownAnswerError(kafka.BrokerResponseError):  # type: ignore[misc]
 
     def __init__(self, code: int) -> None:
         super().__init__(f"answer {code}")
-        self.code = code
+        self.errno = code
 
 
 TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (

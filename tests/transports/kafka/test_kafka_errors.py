@@ -28,6 +28,7 @@ from spa_dat.transports.kafka._errors import (
     TRANSLATIONS,
     connect_problem,
     describe,
+    error_for,
     publish_refusal,
     translate,
 )
@@ -49,6 +50,13 @@ def test_every_answer_of_a_cluster_becomes_an_error_in_one_line(
     assert "\n" not in str(error)
     assert isinstance(publish_refusal(kind(), "a/b"), TransportError)
     assert "'a/b'" in str(publish_refusal(kind(), "a/b"))
+
+
+@pytest.mark.parametrize("code", [74, 89, 12_345])
+def test_an_answer_that_nobody_has_a_name_for_is_told_with_its_number(code: int) -> None:
+    error = error_for(code)
+    assert f"[Error {code}]" in describe(error)
+    assert f"[Error {code}]" in str(publish_refusal(error, "a/b"))
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,7 @@ async def test_an_answer_that_is_not_known_is_looked_into_one_by_one(
         return kafka.UnknownError() if bad & set(numbers) else None
 
     library = Library(verdict=verdict)
+    library.code = 12_345
     entries = library.post(*range(count))
     for _ in range(2 * len(bad) + 2):
         for _ in range(count + 5):
