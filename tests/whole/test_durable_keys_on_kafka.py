@@ -315,7 +315,8 @@ def snapshots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     async def facts(client: Any, names: list[str]) -> dict[str, TopicFacts]:
         # The simulated cluster has no ids.
-        return {name: TopicFacts(f"id of {name}", readable=True, partitions=3) for name in names}
+        leaders = dict.fromkeys(range(3), 0)
+        return {name: TopicFacts(f"id of {name}", True, leaders) for name in names}
 
     monkeypatch.setattr(_buses, "Surroundings", surroundings)
     monkeypatch.setattr(_units, "topic_facts", facts)

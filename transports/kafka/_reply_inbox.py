@@ -257,6 +257,7 @@ class KafkaReplyInbox:
                 look = loop.time() + self._config.topic_refresh
                 if guard is not None:
                     guard.look_for_leaders()
+                    guard.look_for_refusals()
                 if await self._is_another(consumer):
                     raise kafka.UnknownTopicOrPartitionError(self._name)
             # The library would wait forever for a topic that was deleted.

@@ -43,12 +43,12 @@ class TopicFacts(NamedTuple):
     Attributes:
         id: its id, as the cluster's tools show it; another topic of the same name has another id.
         readable: whether we may read it.
-        partitions: how many it has.
+        leaders: by partition, the broker that leads it; -1 if none does.
     """
 
     id: str
     readable: bool
-    partitions: int
+    leaders: Mapping[int, int]
 
 
 async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts] | None:
@@ -75,7 +75,7 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
         name: TopicFacts(
             base64.urlsafe_b64encode(identifier).decode().rstrip("="),
             _is_readable(rights),
-            len(partitions),
+            {number: leader for _, number, leader, *_ in partitions},
         )
         for code, name, identifier, _, partitions, rights, _ in answer.topics
         if code == 0 and any(identifier)

@@ -115,6 +115,7 @@ def all_readable() -> Any:
         busy=False,
         keeps=lambda partition: False,
         look_for_leaders=lambda: None,
+        look_for_refusals=lambda: None,
         look_for_transactions=lambda: None,
     )
 

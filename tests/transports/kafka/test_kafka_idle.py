@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import NewPartitions
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.structs import TopicPartition
 
 from spa_dat.testing import Kafka
 from spa_dat.transports import KafkaConfig, Subscription
@@ -136,6 +137,19 @@ async def test_more_partitions_are_noticed(kafka: Kafka) -> None:
         await eventually(lambda: one.partitions == [0, 1, 2])
         await publish(kafka, f"{prefix}a", 2)
         await one.has("2")
+
+
+async def test_a_leader_that_does_not_know_of_the_next_one_is_left(kafka: Kafka) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with resting(kafka, "a", prefix) as one:
+        cluster, place = one.library._client.cluster, TopicPartition(f"{prefix}a", 0)
+        leader = cluster.leader_for_partition(place)
+        partition = cluster._partitions[place.topic][0]
+        # One that answers.
+        cluster._brokers[leader + 1] = cluster._brokers[leader]._replace(nodeId=leader + 1)
+        cluster._partitions[place.topic][0] = partition._replace(leader=leader + 1)
+        await eventually(lambda: cluster.leader_for_partition(place) == leader)
 
 
 async def test_a_new_topic_that_a_wildcard_matches_is_noticed(kafka: Kafka) -> None:

@@ -323,6 +323,44 @@ async def test_a_partition_without_a_leader_is_named_when_it_lasts(
     assert "can be read again" in caplog.text
 
 
+@pytest.mark.virtual
+async def test_an_error_that_a_broker_keeps_answering_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers: list[Any] = []
+
+    async def send(node: int, request: Any) -> Any:
+        return SimpleNamespace(topics=[("t", [answers.pop(0)])])
+
+    client = SimpleNamespace(send=send)
+    library: Any = SimpleNamespace(_subscription=SimpleNamespace(subscription=None), _client=client)
+    troubles = Troubles("consumer 'x'", Counter())
+    guard = _guard.PartitionGuard(library, troubles)
+    fetch = FetchRequest(0, 0, 0, 0, [], rack_id="")
+
+    async def answer(code: int, seconds: int) -> str | None:
+        for _ in range(seconds):
+            await asyncio.sleep(1)
+            answers.append((0, code, -1, -1, [], b""))
+            await client.send(1, fetch)
+            guard.look_for_refusals()
+        return troubles.serious([])
+
+    not_the_leader, unheard_of = 6, 12_345
+    assert await answer(not_the_leader, 8) is None
+    assert await answer(0, 1) is None
+    assert await answer(not_the_leader, 9) is None
+    # While it is paused nobody asks.
+    await asyncio.sleep(60)
+    guard.look_for_refusals()
+    assert troubles.serious([]) is None
+    assert await answer(0, 1) is None
+    assert "its broker answers [Error 6] NotLeader" in (await answer(not_the_leader, 30) or "")
+    assert await answer(0, 1) is None
+    assert "can be read again" in caplog.text
+    assert "12345" in (await answer(unheard_of, 30) or "")
+
+
 async def test_a_start_does_not_wait_for_a_partition_without_a_leader(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:

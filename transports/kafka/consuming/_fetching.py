@@ -168,6 +168,7 @@ class Fetching:
             if reachable:
                 close_unused(client_of(self._consumer), _UNUSED)
                 self._guard.look_for_leaders()
+                self._guard.look_for_refusals()
                 self._guard.look_for_transactions()
                 await self._look()
             elif await where.moved():

@@ -285,13 +285,22 @@ class GroupMember(ConsumerSessions):
         return ((now + _EARLY) // refresh + 1) * refresh - _EARLY
 
     async def _check_topics(self, assignment: Assignment) -> list[str]:
-        """Have the library look again if topics have changed; return those that were recreated."""
+        """Have the library look again if topics have changed; return those that were recreated.
+
+        A leader that is cut off from the other brokers does not know that it is none any more, and
+        answers as if nothing new had come.
+        """
         client = client_of(self._consumer)
         names = {*assignment.ids, *self._selection.names}
         facts = await self._facts.look_up(client, names)
+        cluster = client.cluster
         if facts is None or any(
             name not in facts
-            or facts[name].partitions != len(client.cluster.partitions_for_topic(name) or ())
+            or facts[name].leaders
+            != {
+                number: cluster.leader_for_partition(TopicPartition(name, number))
+                for number in cluster.partitions_for_topic(name) or ()
+            }
             for name in names
         ):
             await client.force_metadata_update()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
@@ -20,16 +20,19 @@ from .._aiokafka_private import (
     overhear,
     read_leniently,
 )
+from .._errors import describe, error_for
 from ._unreadable_reports import Troubles, Unreadable
 
-__all__ = ["PartitionGuard"]
+__all__ = ["LastingRefusal", "PartitionGuard"]
 
 _log = get_logger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _NO_LEADER, _WITHOUT_LEADER = -1, 10.0
 _IN_TRANSACTION = 10.0
-_OUT_OF_RANGE = 1
+# Asked at once again, unless the partition is paused.
+_REFUSED_FOR, _REFUSED_LATELY = 10.0, 2.0
+_OUT_OF_RANGE, _FORBIDDEN = 1, 29
 # A broker's answers for a partition over which the library silently asks again and again.
 _UNSAID: dict[int, Callable[[], Exception]] = {
     -1: kafka.UnknownError,
@@ -39,6 +42,24 @@ _UNSAID: dict[int, Callable[[], Exception]] = {
     56: kafka.KafkaStorageError,
     76: lambda: kafka.UnsupportedCodecError("the broker does not pass on this compression"),
 }
+
+
+class LastingRefusal(Exception):
+    """Brokers have long answered nothing else for a partition."""
+
+
+class _Refusal(NamedTuple):
+    """What brokers answer for a partition.
+
+    Attributes:
+        code: of the last answer.
+        since: when the first such answer came (loop time).
+        last: when the last one came.
+    """
+
+    code: int
+    since: float
+    last: float
 
 
 class PartitionGuard:
@@ -75,6 +96,9 @@ class PartitionGuard:
         self._leaderless: dict[TopicPartition, float] = {}
         # Where transactions are open: the first offset of the oldest, and since when.
         self._open: dict[TopicPartition, tuple[int, float]] = {}
+        # What else brokers answer for partitions, mostly for a moment, and where that was reported.
+        self._refusals: dict[TopicPartition, _Refusal] = {}
+        self._reported: set[TopicPartition] = set()
         # Positions of records to be read next that no longer exist.
         self._removed: dict[TopicPartition, int] = {}
         overhear(client_of(consumer), fetched=self._hear, joined=self._hear_of_joining)
@@ -88,6 +112,8 @@ class PartitionGuard:
         self._troubles.keep(partitions)
         self.held.clear()
         self._open.clear()
+        self._refusals.clear()
+        self._reported.clear()
         self._removed.clear()
         self._tried = dict(self._troubles.known)
 
@@ -197,6 +223,23 @@ class PartitionGuard:
                 self._is_over(partition)
         self._leaderless = leaderless
 
+    def look_for_refusals(self) -> None:
+        """Report partitions for which brokers have long answered nothing but an error.
+
+        A new leader, for example, is known to one broker before another. The library silently asks
+        again.
+        """
+        now = asyncio.get_running_loop().time()
+        for partition, refusal in self._refusals.items():
+            lasts = now - refusal.since >= _REFUSED_FOR and now - refusal.last < _REFUSED_LATELY
+            if lasts and partition not in self._troubles.known:
+                self._reported.add(partition)
+                error = LastingRefusal(f"its broker answers {describe(error_for(refusal.code))}")
+                self._troubles.add(partition, Unreadable(error, self.position(partition)))
+        for partition in sorted(self._reported.difference(self._refusals)):
+            self._reported.remove(partition)
+            self._is_over(partition)
+
     def look_for_transactions(self) -> None:
         """Report transactions that do not end, and so hold back everything after them."""
         now = asyncio.get_running_loop().time()
@@ -230,7 +273,11 @@ class PartitionGuard:
                 if code == _OUT_OF_RANGE:
                     place = TopicPartition(topic, number)
                     self._removed.setdefault(place, self.position(place))
-                elif code == 0 and self._removed:
+                elif code not in (0, _FORBIDDEN):
+                    self._hear_of_refusal(TopicPartition(topic, number), code)
+                elif self._refusals:
+                    self._refusals.pop(TopicPartition(topic, number), None)
+                if code == 0 and self._removed:
                     self._hear_of_removed(TopicPartition(topic, number))
                 if code == 0 and (self._open or more[0] < end):
                     self._hear_of_transactions(TopicPartition(topic, number), more[0], end)
@@ -239,6 +286,11 @@ class PartitionGuard:
                     tried = self._tried.get(place)
                     if tried is not None and tried.forbidden:
                         self._is_over(place)
+
+    def _hear_of_refusal(self, place: TopicPartition, code: int) -> None:
+        now = asyncio.get_running_loop().time()
+        before = self._refusals.get(place)
+        self._refusals[place] = _Refusal(code, now if before is None else before.since, now)
 
     def _hear_of_removed(self, place: TopicPartition) -> None:
         # The library has found another position by now.
