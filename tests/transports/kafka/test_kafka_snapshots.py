@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from spa_dat._pytest import require
 from spa_dat.errors import ConfigurationError, StateNotWritten
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka.consuming import _snapshots
 from spa_dat.transports.kafka.consuming._changelog import restore
 from spa_dat.transports.kafka.consuming._snapshot_file import SnapshotFile
 from spa_dat.transports.kafka.consuming._snapshots import (
@@ -278,6 +280,17 @@ async def one_that_is_older_than_what_deletes_keys(world: World) -> None:
 
 
 @program
+async def what_was_known_all_the_time_is_not_too_old(world: World) -> None:
+    async with world.snapshot() as snapshot:
+        states = await world.read(snapshot)
+        world.clock.time = NOW + 26 * HOUR
+        await world.change(b="4")
+        await world.restore(states)
+        assert await found(states) == [b"1", b"4", None]
+    assert world.logged() == []
+
+
+@program
 async def a_damaged_file(world: World) -> None:
     world.path.write_bytes(b"no database" * 1_000)
     await is_thrown_away(world, "damaged, or no database")
@@ -349,6 +362,33 @@ async def one_that_fails_later_is_never_taken_for_a_state_that_is_not_there(worl
         for key in ("a", "b"):
             with pytest.raises(StateNotWritten):
                 await states.load(key)
+
+
+async def test_a_disk_that_hangs_does_not_keep_a_program_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def hang(*_: object) -> None:
+        goes_on.wait(60)
+
+    monkeypatch.setattr(_snapshots, "_LAST_WRITE", 0.1)
+    log = LimitedLog(get_logger("spa_dat.snapshots"))
+    snapshot = Snapshot(lambda: tmp_path / "file", Clock(0), log, lambda error: None)
+    await snapshot.open("id", 1)
+    states = PartitionStates(snapshot)
+    states.apply(b"a", b"1")
+    monkeypatch.setattr(SnapshotFile, "write", hang)
+    snapshot.note(states)
+    try:
+        async with asyncio.timeout(30):
+            await snapshot.close()
+        assert not snapshot.is_open
+    finally:
+        goes_on.set()
+        writing = snapshot._writing
+        if writing is not None:
+            await asyncio.wait((writing,))
 
 
 def fill_the_disk(snapshot: Snapshot) -> None:

@@ -131,7 +131,7 @@ async def _read(
             if known.snapshot is not None and (is_over or known.many):
                 await known.snapshot.write(known)
             if is_over:
-                known.restored = True
+                known.restored, known.at = True, None
                 on_restored(known)
                 left.remove(place)
         if moved:

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 # Seconds for which what was committed is collected: what changes again meanwhile is written once.
 _WRITE_AFTER = 1.0
+# Seconds for what is left at the end.
+_LAST_WRITE = 5.0
 # What is collected at the most before it is written, and before those who commit have to wait.
 _MANY_KEYS, _MOST_KEYS = 5_000, 20_000
 _MANY_BYTES, _MOST_BYTES = 4_194_304, 16_777_216
@@ -50,8 +52,8 @@ class PartitionStates:
             those that are not written yet, None for one that was deleted.
         position: the offset in the changelog up to which they are known.
         restored: whether that was its end when nobody else could write there any more.
-        at: when the snapshot was written that they are from, in seconds since 1970; None if they
-            are not from one.
+        at: when the snapshot was written that they are from, in seconds since 1970; None if all
+            that came after it is known, too.
         size: bytes in ``values``, or more.
     """
 
@@ -324,8 +326,19 @@ class Snapshot:
         return await self._loop.run_in_executor(self._thread, work)
 
     async def close(self) -> None:
-        """Write what is left, and release the file. Never raises."""
+        """Write what is left, and release the file. Never raises; bounded in time."""
         self._tried = True
+        ending = asyncio.ensure_future(self._end())
+        await asyncio.wait((ending,), timeout=_LAST_WRITE)
+        if not ending.done():
+            # The disk hangs. What is missing in the file is in the changelog.
+            ending.cancel()
+            await asyncio.wait((ending,))
+            self._file = None
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+    async def _end(self) -> None:
         if self._changed:
             self._write_now()
         for task in (self._writing, self._loading):
@@ -334,8 +347,6 @@ class Snapshot:
         file, self._file = self._file, None
         if file is not None:
             await self._in_thread(file.close)
-        if self._thread is not None:
-            self._thread.shutdown(wait=False)
 
 
 def _load(
