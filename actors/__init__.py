@@ -1,6 +1,7 @@
 """Actors on one event loop: mailboxes, references, supervision. Knows nothing of brokers."""
 
 from ._actor import Actor
+from ._cell import BURST
 from ._deadlocks import (
     actor_behind,
     chain_names,
@@ -31,6 +32,7 @@ from ._thread_worker import ThreadWorker
 from ._unrun_results import looked_at, refuse_unrun, returns_nothing
 
 __all__ = [
+    "BURST",
     "DONE",
     "Actor",
     "ActorRef",

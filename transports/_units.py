@@ -20,15 +20,16 @@ class Outcome(msgspec.Struct, eq=False):
     Attributes:
         outputs: what is published, as `Bus.add_output` has added it.
         committed: called once all of it is committed; never if it is not.
-        dropped: called if the attempt fails after all.
+        dropped: called if the attempt fails after all, which it cannot once it is settled.
         key: the key whose state has changed; None if none has.
         value: what is kept of that key from now on; None for nothing.
         size: the bytes of the outputs, once the unit has them.
     """
 
     outputs: list[object] = []
-    committed: list[Callable[[], None]] = []
-    dropped: list[Callable[[], None]] = []
+    # No lists: thousands of outcomes wait for a commit, and most have nothing to call.
+    committed: tuple[Callable[[], None], ...] = ()
+    dropped: tuple[Callable[[], None], ...] = ()
     key: str | None = None
     value: bytes | None = None
     size: int = 0
@@ -36,9 +37,9 @@ class Outcome(msgspec.Struct, eq=False):
     def drop(self) -> None:
         """Forget all of it: the attempt has failed."""
         self.outputs.clear()
-        self.committed.clear()
+        self.committed = ()
         self.key = self.value = None
-        dropped, self.dropped = self.dropped, []
+        dropped, self.dropped = self.dropped, ()
         for call in dropped:
             call()
 

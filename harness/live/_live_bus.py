@@ -199,11 +199,11 @@ class _WatchedBus(DelegatingBus):
         self._bus.add_output(outcome, envelope, letter=letter)
         if letter:
             self._pending += 1
-            outcome.committed.append(partial(self._parked, envelope))
+            outcome.committed += (partial(self._parked, envelope),)
             return
         published = self._begin(envelope)
-        outcome.committed.append(partial(self._end, published, True))
-        outcome.dropped.append(partial(self._end, published, False))
+        outcome.committed += (partial(self._end, published, True),)
+        outcome.dropped += (partial(self._end, published, False),)
 
     def _parked(self, envelope: Envelope) -> None:
         self._pending -= 1

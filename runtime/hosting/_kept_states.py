@@ -118,17 +118,17 @@ class KeptStates:
             changed = saved.changed
             if version == saved.version and reminders == saved.reminders:
                 return None, None
-        _check_number(cell, reminders)
+        if reminders:
+            _check_number(cell, reminders)
         record = KeyRecord(state, version, changed, reminders=reminders)
         return record, record.as_bytes()
 
     def _encoded(self, cell: KeyCell) -> bytes:
         """Return the state of a key as it is to be kept; raise if it cannot be."""
-        named = f"the state that was made of key {quoted(cell.key, 200)}"
         try:
             state = encode_as(self._host.state_of(cell), JSON)
         except EncodeError as error:
-            raise EncodeError(f"{named} is not kept: {error}") from error
+            raise EncodeError(f"{_named(cell)} is not kept: {error}") from error
         if cell.saved is not None and state == cell.saved.state:
             return state
         size = len(state)
@@ -142,7 +142,9 @@ class KeptStates:
             self._reader.check(state)
         except DecodeError as error:
             wanted, why = type_name(self._type), error.__cause__ or error
-            raise EncodeError(f"{named} is not kept, because it is no {wanted}: {why}") from error
+            raise EncodeError(
+                f"{_named(cell)} is not kept, because it is no {wanted}: {why}"
+            ) from error
         if size > _LARGE_STATE:
             self._log.warning(
                 "the state of key %s has %d bytes, which are written for each message",
@@ -150,6 +152,10 @@ class KeptStates:
                 size,
             )
         return state
+
+
+def _named(cell: KeyCell) -> str:
+    return f"the state that was made of key {quoted(cell.key, 200)}"
 
 
 def _check_number(cell: KeyCell, reminders: Mapping[str, Reminder]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from ...actors import RestartPolicy
+from ...actors import BURST, RestartPolicy
 from ...transports import Delivery, DeliveryState, Envelope
 from ..messaging._request_deadlocks import CHAIN_HEADER
 from ..routing._router import Router
@@ -97,6 +97,8 @@ class KeyedHost:
         self._free = self._places = options.places
         # Lanes that were told of work and have not taken it yet; each has a place.
         self._assigned = 0
+        # How many messages may be taken before the event loop gets a turn.
+        self._burst = BURST
         self._idle: list[KeyedLane] = []
         self._waiters: deque[asyncio.Future[None]] = deque()
         self.state: HostState = HostState.RUNNING
@@ -260,7 +262,23 @@ class KeyedHost:
     def take(self) -> tuple[KeyCell, Any] | None:
         """Return what a lane that was told of work is to handle; None if it was taken back."""
         self._assigned -= 1
+        self._burst -= 1
+        if not self._burst:
+            self._loop.call_soon(self._begin_turn)
         return self.mailbox.take()
+
+    def _begin_turn(self) -> None:
+        self._burst = BURST
+
+    @property
+    def turn_is_over(self) -> bool:
+        """Whether all lanes together have handled as much as one actor may without a pause."""
+        return self._burst <= 0
+
+    def take_back(self, lane: KeyedLane) -> None:
+        """Note that a lane that was told of work ends without taking it."""
+        self._assigned -= 1
+        self.next_work(lane)
 
     def done(self, cell: KeyCell) -> None:
         """Note that a lane is done with what it took of a cell."""

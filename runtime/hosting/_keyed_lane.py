@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections import Counter
@@ -100,6 +101,12 @@ class KeyedSource:
         host, lane = self._host, self._lane
         goes_on = True
         while goes_on:
+            if host.turn_is_over:
+                try:
+                    await asyncio.sleep(0)
+                except BaseException:
+                    host.take_back(lane)
+                    raise
             taken = host.take()
             if taken is None:
                 goes_on = host.next_work(lane)

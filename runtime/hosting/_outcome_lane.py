@@ -62,7 +62,7 @@ def recorded(connection: BusConnection, envelope: Envelope, *, outputs: bool = T
     if turn is None or not turn.active or turn.outcome is None:
         return False
     if turn.is_reply(envelope.topic):
-        turn.outcome.committed.append(partial(_send, connection, envelope))
+        turn.outcome.committed += (partial(_send, connection, envelope),)
     elif outputs:
         connection.bus.add_output(turn.outcome, envelope)
     else:
@@ -87,7 +87,7 @@ class _AfterCommit(DelegatingBus):
         turn = current_turn.get()
         if turn is None or turn.outcome is None:
             return self._bus.post(envelope)
-        turn.outcome.committed.append(partial(_send, self._connection, envelope))
+        turn.outcome.committed += (partial(_send, self._connection, envelope),)
         # The message does not have to wait for it.
         done: asyncio.Future[None] = self._connection.loop.create_future()
         done.set_result(None)

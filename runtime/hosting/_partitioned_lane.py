@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..messaging._recording_socket import RecordingSocket
 from ..messaging._socket import Socket
 from ..messaging._turn import Effects
 from ..options._retry_policy import Reject
+from ..registration._specs import Handler
 from ._durable_lane import DurableLane
 from ._keyed_lane import KeyedLane, KeyedSocket
 from ._keyed_mailbox import KeyCell
@@ -63,10 +64,8 @@ class PartitionedLane(OutcomeLane, DurableLane):
             cell.reset()
         return super().instance_for(cell, shared)
 
-    async def _invoke_and_commit(
-        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
-    ) -> Any:
-        cell, turn, delivery = self._at_work()
+    def _unit_of(self, cell: KeyCell, delivery: Delivery) -> Unit:
+        """Return the unit of a message; raise Reject if it cannot be handled as a part of one."""
         unit = delivery.tracker
         if not isinstance(unit, Unit):
             raise Reject(
@@ -75,18 +74,47 @@ class PartitionedLane(OutcomeLane, DurableLane):
             )
         refuse_again(unit, delivery)
         self._check_key(cell, delivery.envelope)
+        return unit
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """As of `Lane`, with what has to be done around every call; none that may answer."""
+        return [
+            None if function is None or handler.responder else self._noting(function, handler)
+            for function, handler in zip(
+                KeyedLane.direct(self, instance), self.handlers, strict=False
+            )
+        ]
+
+    def _noting(self, function: Callable[..., Any], handler: Handler) -> Callable[..., Any]:
+        async def call(**arguments: Any) -> None:
+            await self._note(partial(function, **arguments), handler)
+
+        return call
+
+    async def _invoke_and_commit(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Any:
+        cell, _, delivery = self._at_work()
         if not cell.active:
+            unit = self._unit_of(cell, delivery)
             stored = await unit.load(cell.key)
             cell.saved = None
             if stored is not None:
                 cell.saved = self.kept.read(StoredKey(stored, 0), cell.key)
             cell.unit = unit
+        call = partial(KeyedLane.invoke, self, instance, index, arguments, scope)
+        return await self._note(call, self.handlers[index])
+
+    async def _note(self, call: Callable[[], Awaitable[Any]], handler: Handler) -> Any:
+        """Call a handler, and note what it has come to."""
+        cell, turn, delivery = self._at_work()
+        unit = self._unit_of(cell, delivery)
         effects, outcome = turn.effects, turn.outcome = Effects(), Outcome()
-        outcome.dropped.append(partial(self._undo, cell))
+        outcome.dropped += (partial(self._undo, cell),)
         try:
-            result = await KeyedLane.invoke(self, instance, index, arguments, scope)
+            result = await call()
             if result is not None:
-                refuse_unrun(result, self.handlers[index].injection.name)
+                refuse_unrun(result, handler.injection.name)
             turn.refuse_failure()
             record, value = self.kept.changed(cell, effects, None)
             # What is not in the transaction has to be there before the message counts as handled.

@@ -26,6 +26,7 @@ from spa_dat import (
     SyncSocket,
     on,
 )
+from spa_dat.actors import BURST
 from spa_dat.errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.hosting import _keyed_host
@@ -133,6 +134,29 @@ def test_each_key_has_an_instance_of_a_class_and_all_handlers_share_its_queue() 
         assert harness.request("fleet/a/count", reply=int) == 1
         assert harness.time >= 10
         assert harness.state("Fleet", key="a").seen == [0]
+
+
+def test_all_lanes_together_give_the_event_loop_a_turn_as_often_as_one_actor() -> None:
+    app = application()
+    turns, handled = [0], list[int]()
+
+    def turn() -> None:
+        turns[0] += 1
+        if len(handled) < 1_000:
+            asyncio.get_running_loop().call_soon(turn)
+
+    @app.application("work/{key}", per="key", state=Truck)
+    async def work(number: int, state: Truck) -> None:
+        if not handled:
+            turn()
+        handled.append(turns[0])
+
+    with Harness(app) as harness:
+        for number in range(1_000):
+            harness.publish(f"work/{number % 100}", number)
+        harness.settle()
+    assert len(handled) == 1_000
+    assert max(handled.count(number) for number in set(handled)) <= BURST + 16
 
 
 @pytest.mark.parametrize(("concurrency", "most"), [(None, 16), (1, 1), (3, 3)])

@@ -70,19 +70,12 @@ class Due(NamedTuple):
     Attributes:
         offset: the offset to commit.
         outcomes: by the offsets of their messages, in order.
+        states: the last state of each key that has changed, and the offset of the message it is of.
     """
 
     offset: int
     outcomes: list[tuple[int, Outcome]]
-
-    @property
-    def states(self) -> dict[bytes, tuple[int, bytes | None]]:
-        """The last state of each key that has changed, and the offset of the message it is of."""
-        return {
-            key_bytes(outcome.key): (offset, outcome.value)
-            for offset, outcome in self.outcomes
-            if outcome.key is not None
-        }
+    states: dict[bytes, tuple[int, bytes | None]]
 
 
 class UnitTracker(PartitionTracker, Unit):
@@ -141,6 +134,8 @@ class UnitTracker(PartitionTracker, Unit):
         outcome = self._outcomes.get(delivery.token) if self.states is not None else None
         if outcome is not None and outcome.key is not None:
             self._latest[key_bytes(outcome.key)] = outcome.value
+            # What it would call keeps more objects alive than all else of it.
+            outcome.dropped = ()
         super().settled(delivery)
 
     async def load(self, key: str) -> bytes | None:
@@ -169,9 +164,14 @@ class UnitTracker(PartitionTracker, Unit):
         if len(offsets) > most:
             offsets = offsets[:most]
             until = offsets[-1] + 1
-        due = Due(until, [(offset, self._outcomes.pop(offset)) for offset in offsets])
-        self._size -= sum(outcome.size for _, outcome in due.outcomes)
-        return due
+        outcomes = [(offset, self._outcomes.pop(offset)) for offset in offsets]
+        states = {
+            key_bytes(outcome.key): (offset, outcome.value)
+            for offset, outcome in outcomes
+            if outcome.key is not None
+        }
+        self._size -= sum(outcome.size for _, outcome in outcomes)
+        return Due(until, outcomes, states)
 
     def has_committed(self, due: Due) -> None:
         """Note that what was due is committed."""
