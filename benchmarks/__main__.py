@@ -23,6 +23,7 @@ _KAFKA = {
     "kafka-receive": _kafka.receive,
     "kafka-publish": _kafka.publish,
     "kafka-forward": _kafka.forward,
+    "kafka-keyed": _kafka.keyed,
     "kafka-request": _kafka.request,
 }
 _NAMES = (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.partitioner import DefaultPartitioner
 
 from spa_dat.testing import Kafka
 
@@ -32,15 +34,19 @@ class Cluster:
 
     Args:
         filled: topics that have records from the start: the payload of each and how many. The
-            records have neither keys nor headers.
+            records have no headers.
+        keys: how many keys the records of each of these topics have in turn; 0 for none.
 
     Raises:
         FileNotFoundError: on entering; there is no Kafka, or no Java for it.
         MeasurementFailed: on entering; it does not start.
     """
 
-    def __init__(self, filled: Mapping[str, tuple[bytes, int]] | None = None) -> None:
+    def __init__(
+        self, filled: Mapping[str, tuple[bytes, int]] | None = None, *, keys: int = 0
+    ) -> None:
         self._filled = filled or {}
+        self._keys = keys
         self._kafka: Kafka | None = None
 
     @property
@@ -72,7 +78,7 @@ class Cluster:
             if self._filled:
                 self.create(dict.fromkeys(self._filled, PARTITIONS))
             for topic, (payload, records) in self._filled.items():
-                asyncio.run(_fill(self.server, topic, payload, records))
+                asyncio.run(_fill(self.server, topic, payload, records, self._keys))
         except BaseException:
             self._kafka.close()
             raise
@@ -99,13 +105,20 @@ async def _create(server: str, topics: Mapping[str, int]) -> None:
         await admin.close()
 
 
-async def _fill(server: str, topic: str, payload: bytes, records: int) -> None:
+async def _fill(server: str, topic: str, payload: bytes, records: int, keys: int) -> None:
     """Fill each partition with so many records, in batches like those of producers by default."""
+    partitions = list(range(PARTITIONS))
+    keyed: dict[int, list[bytes]] = {partition: [] for partition in partitions}
+    for name in (b"key-%d" % number for number in range(keys)):
+        keyed[DefaultPartitioner()(name, partitions, partitions)].append(name)
     async with AIOKafkaProducer(bootstrap_servers=server, enable_idempotence=True) as producer:
-        for partition in range(PARTITIONS):
+        for partition in partitions:
+            turn: Iterator[bytes | None] = itertools.cycle(keyed[partition] or (None,))
             left = len(range(partition, records, PARTITIONS))
             while left:
                 batch = producer.create_batch()
-                while left and batch.append(key=None, value=payload, timestamp=None):
+                key = next(turn)
+                while left and batch.append(key=key, value=payload, timestamp=None):
+                    key = next(turn)
                     left -= 1
                 await (await producer.send_batch(batch, topic, partition=partition))

@@ -11,15 +11,17 @@ from ._measure import Column, Contender, Suite, Target
 from .subjects._child import (
     ASK_TOPIC,
     COPIES_TOPIC,
+    COUNTS_TOPIC,
     JSON_PAYLOAD,
     JSON_TOPIC,
+    KEYED_TOPIC,
     PAYLOAD,
     PUBLISH_TOPIC,
     RECEIVE_TOPIC,
     on_kafka,
 )
 
-__all__ = ["forward", "publish", "receive", "request"]
+__all__ = ["forward", "keyed", "publish", "receive", "request"]
 
 _OURS = "spa_dat application"
 _JSON = "spa_dat application, typed JSON"
@@ -29,6 +31,7 @@ _FASTSTREAM_ACK = "FastStream, ack after the handler"
 _POSTS = "spa_dat producer"
 _ONCE, _LEAST = "spa_dat application, exactly once", "spa_dat application, at least once"
 _TRANSACTIONS = "aiokafka, transactions"
+_QUIX = "Quix Streams, exactly once"
 _BY_HAND = "aiokafka, by hand"
 _AT_ONCE = 100
 _SECONDS = 120.0
@@ -162,6 +165,78 @@ def forward(*, quick: bool, peers: str) -> Suite:
                 "exactly once on Kafka, by the same actor at least once",
                 0.7,
                 lambda got: got.ratio(_ONCE, _LEAST, "rate"),
+            ),
+        ),
+        cluster,
+    )
+
+
+def keyed(*, quick: bool, peers: str) -> Suite:
+    """Return the suite that counts records by key, with counts that last; as `forward`."""
+    scale = 3 if quick else 1
+    records, many, warm_up, keys = 90_000 // scale, 600_000 // scale, 5_000, 10_000
+    numbers = itertools.count(1)
+    cluster = Cluster(
+        {
+            on_kafka(KEYED_TOPIC): (PAYLOAD, many + warm_up),
+            on_kafka(COUNTS_TOPIC): (PAYLOAD, PARTITIONS),
+        },
+        keys=keys,
+    )
+
+    def contender(name: str, interpreter: str, module: str, what: str, messages: int) -> Contender:
+        def run() -> dict[str, float]:
+            changelog = f"benchmark.changelog.{next(numbers)}"
+            cluster.create({changelog: PARTITIONS})
+            told = {
+                "messages": messages,
+                "warm_up": warm_up,
+                "what": what,
+                "server": cluster.server,
+                "topic": changelog,
+            }
+            with Child(interpreter, module, told, seconds=_SECONDS) as counter:
+                counter.expect("ready")
+                return counter.expect("result")
+
+        return Contender(name, run)
+
+    ours = "kafka_keyed_spa_dat"
+    return Suite(
+        "Kafka keyed",
+        f"Records of 100 bytes with {keys:,} keys that lie in {PARTITIONS} partitions are counted"
+        " by key, and published again with the key: the first"
+        f" {records:,} after {warm_up:,} for warming up. Exactly once means that the counts, what"
+        " is published and the offsets are committed together, every 100 ms; at least once the"
+        " counts do not last. Plain aiokafka has a transactional producer for each partition,"
+        f" writes the counts to a topic, counts what is committed, and gets {many:,}; the others"
+        " count what is handled. CPU time is the counting process's alone.",
+        (
+            contender(_ONCE, sys.executable, ours, "once", records),
+            contender(_LEAST, sys.executable, ours, "", records),
+            contender(_TRANSACTIONS, peers, "kafka_keyed_aiokafka", "", many),
+            contender(_QUIX, peers, "kafka_keyed_quix", "", records),
+        ),
+        (
+            Column("rate", "messages/s", ratio=True),
+            Column("cpu_us", "CPU µs a message", ".1f", ratio=True),
+            Column("lost", "not received"),
+        ),
+        (
+            Target(
+                "durable keys on Kafka, by plain aiokafka's transactions",
+                0.2,
+                lambda got: got.ratio(_ONCE, _TRANSACTIONS, "rate"),
+            ),
+            Target(
+                "durable keys on Kafka, by the same actor at least once, not durable",
+                0.7,
+                lambda got: got.ratio(_ONCE, _LEAST, "rate"),
+            ),
+            Target(
+                "durable keys on Kafka, by Quix Streams'",
+                1.0,
+                lambda got: got.ratio(_ONCE, _QUIX, "rate"),
             ),
         ),
         cluster,

@@ -20,7 +20,7 @@ from ._stored import Figure, Goal, Row, Run, StoredColumn, Table
 __all__ = ["as_run", "as_text"]
 
 _OWN = ("spa-dat", "pykka", "aiomqtt", "paho-mqtt", "aiokafka", "msgspec")
-_PEERS = ("faststream", "zmqtt", "aiomqtt", "paho-mqtt", "aiokafka")
+_PEERS = ("faststream", "quixstreams", "zmqtt", "aiomqtt", "paho-mqtt", "aiokafka")
 _VERSIONS = (
     "from importlib import metadata\n"
     "for name in {names!r}:\n"

@@ -14,8 +14,10 @@ from typing import Any
 __all__ = [
     "ASK_TOPIC",
     "COPIES_TOPIC",
+    "COUNTS_TOPIC",
     "JSON_PAYLOAD",
     "JSON_TOPIC",
+    "KEYED_TOPIC",
     "PAYLOAD",
     "PUBLISH_TOPIC",
     "RECEIVE_TOPIC",
@@ -36,6 +38,8 @@ ASK_TOPIC = "benchmark/ask"
 JSON_TOPIC = "benchmark/json"
 PUBLISH_TOPIC = "benchmark/publish"
 COPIES_TOPIC = "benchmark/copies"
+KEYED_TOPIC = "benchmark/keyed"
+COUNTS_TOPIC = "benchmark/counts"
 PAYLOAD = bytes(100)
 JSON_PAYLOAD = (
     b'{"sensor":"boiler-17","celsius":81.25,"taken_at":1789459200.125,'
