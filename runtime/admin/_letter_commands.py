@@ -13,6 +13,7 @@ from ..._texts import describe, escaped, reason_of
 from ...errors import SpaDatError
 from ...transports import REPLY_HEADER, Envelope, is_reserved
 from ..messaging._bus_connection import BusConnection
+from ..messaging._limited_posts import LimitedPosts
 from ..payloads._codec import JSON
 from ._dead_letters import Outcome, TooManyReaders
 
@@ -82,6 +83,7 @@ class LetterCommands:
         self._run = run
         self._letters = letters
         self._at_work = 0
+        self._answers = LimitedPosts()
         self._log = LimitedLog(log)
 
     def take(self, connection: BusConnection, envelope: Envelope) -> None:
@@ -102,6 +104,9 @@ class LetterCommands:
             return
         own = self._run.settings.identity.instance
         if command.instance not in (None, own):
+            return
+        if self._answers.full:
+            self._refuse("too many answers to others are under way")
             return
         if command.ask == "who":
             self._answer(connection, command, LetterAnswer(instance=own))
@@ -166,4 +171,5 @@ class LetterCommands:
         except SpaDatError as error:
             self._refuse(f"it cannot be answered: {describe(error)}")
         else:
+            self._answers.add(posted)
             posted.add_done_callback(connection.lost_posts.report)

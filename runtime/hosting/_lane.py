@@ -441,7 +441,11 @@ class Lane:
         self.processor.interrupt(router)
 
     def refuses(self, envelope: Envelope, handler: int) -> bool:
-        """Refuse a request that would wait for itself; return whether it was one."""
+        """Refuse a request that would wait for itself; return whether it was refused.
+
+        If there is no room for the answer it waits for its turn like any other: a stranger may have
+        written the chain.
+        """
         return self._refuses(self.address, envelope, handler)
 
     def _refuses(self, address: str, envelope: Envelope, handler: int) -> bool:
@@ -450,10 +454,11 @@ class Lane:
         cycle = circle_of(envelope, address)
         if cycle is None or self.reply_address_problem(envelope) is not None:
             return False
-        self.stats["requests.deadlocked"] += 1
         text = f"{cycle}: {address!r} itself waits for the reply to this request"
         replies = self.connection.replies_in(self.options.wire)
-        replies.refuse(envelope, self.source, "deadlock", text)
+        if not replies.refuse(envelope, self.source, "deadlock", text):
+            return False
+        self.stats["requests.deadlocked"] += 1
         return True
 
     # For contexts and sockets.

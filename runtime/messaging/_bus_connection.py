@@ -34,6 +34,7 @@ from ..options._custom_codecs import Codec
 from ..options._option_checks import check_wire
 from ..payloads._codec import encode
 from ._carried_headers import with_carried
+from ._limited_posts import LimitedPosts
 from ._message import NO_HEADERS
 from ._outgoing_message import OutgoingMessage, check_message, check_response_topic, encoded
 from ._request_deadlocks import CHAIN_HEADER
@@ -91,6 +92,7 @@ class BusConnection:
         publish: sends an envelope; see `Bus.publish`.
         request: sends a request; see `Requests.request`.
         lost_posts: is told of posts that failed and that nobody is waiting for.
+        refusals: counts the answers to requests that no handler gets.
         surroundings: identity, environment and counters of the application.
         filters: the declared filters of the application's actors on this bus, by their patterns.
         subscribed: their runtime subscriptions.
@@ -145,7 +147,8 @@ class BusConnection:
         identity = surroundings.identity
         self._own = f"{identity.application}/{identity.instance}/"
         self.lost_posts: LostPosts = LostPosts()
-        self.replies: Replies = Replies(self.bus, surroundings, self.lost_posts)
+        self.refusals: LimitedPosts = LimitedPosts()
+        self.replies: Replies = Replies(self.bus, surroundings, self.lost_posts, self.refusals)
         self._checked: dict[str, None] = {}
         self.replaying: dict[str, str | None] = {}
 
@@ -365,7 +368,8 @@ class BusConnection:
         """
         if wire is None and bus is None:
             return self.replies
-        return Replies(bus or self.bus, self.surroundings, self.lost_posts, wire)
+        own = bus or self.bus
+        return Replies(own, self.surroundings, self.lost_posts, self.refusals, wire)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         """Queue a publish; the message being handled is settled only after its confirmation."""

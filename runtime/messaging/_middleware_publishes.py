@@ -233,7 +233,8 @@ class _MiddlewareReplies(Replies):
     def __init__(
         self, connection: BusConnection, publishing: _Publishing, wire: WireName | None, bus: Bus
     ) -> None:
-        super().__init__(bus, connection.surroundings, connection.lost_posts, wire)
+        lost_posts, refusals = connection.lost_posts, connection.refusals
+        super().__init__(bus, connection.surroundings, lost_posts, refusals, wire)
         self._publishing = publishing
 
     def send(

@@ -37,6 +37,7 @@ from ..options._custom_codecs import Codec
 from ..options._retry_policy import Reject
 from ..payloads._codec import TEXT, encode, encode_with
 from ._carried_headers import with_carried
+from ._limited_posts import LimitedPosts
 from ._outgoing_message import OutgoingMessage
 from ._requests import ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT
 from ._turn import Turn, current_turn, lasting_identity
@@ -62,6 +63,7 @@ class Replies:
         bus: the connection.
         surroundings: environment and counters of the application.
         lost_posts: is told of replies that failed and that nobody is waiting for.
+        refusals: counts the answers to requests that no handler gets.
         wire: the format of the replies; None for that of the bus.
     """
 
@@ -70,12 +72,14 @@ class Replies:
         bus: Bus,
         surroundings: Surroundings,
         lost_posts: LostPosts,
+        refusals: LimitedPosts,
         wire: WireName | None = None,
     ) -> None:
         self._bus = bus
         self._stats = surroundings.stats
         self._environment = surroundings.environment
         self._lost_posts = lost_posts
+        self._refusals = refusals
         self._wire = wire
         self._log = LimitedLog(log)
 
@@ -134,15 +138,23 @@ class Replies:
             topic = quoted(turn.request.topic)
             self._log.error("the request on %s cannot be answered: %s", topic, describe(refusal))
 
-    def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
-        """Answer a request that no handler gets with a `RemoteError`, on a best-effort basis."""
+    def refuse(self, request: Envelope, source: str, code: str, text: str) -> bool:
+        """Answer a request that no handler is to get with a `RemoteError`.
+
+        Returns:
+            False if there is no room for the answer now.
+        """
+        if self._refusals.full:
+            return False
         turn = Turn(lasting_identity(request), source, request)
         try:
             self.send_error(turn, source, code, text)
         except OutboxFull:
-            self._stats["replies.refused"] += 1
+            return False
         for posted in turn.posts:
+            self._refusals.add(posted)
             posted.add_done_callback(self._lost_posts.report)
+        return True
 
     def _post(
         self,

@@ -28,6 +28,7 @@ from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.application._lifecycle import Run
 from spa_dat.runtime.messaging._letter_index import LetterIndex
 from spa_dat.runtime.messaging._letter_reader import stored_letters
+from spa_dat.runtime.messaging._limited_posts import MOST_POSTS
 from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import Envelope, KafkaConfig, SocketProviderFactory
@@ -306,6 +307,29 @@ async def test_commands_of_strangers_do_nothing() -> None:
     answers = Counter(msgspec.json.decode(payload)["outcome"] for payload in watcher.payloads)
     assert answers == {"missing": 4, "refused": 196}
     assert {envelope.topic for envelope in watcher.envelopes} == {REPLY_TO}
+
+
+@pytest.mark.virtual
+async def test_questions_of_strangers_do_not_fill_the_outbox() -> None:
+    site = Site(outbox=2 * MOST_POSTS)
+    app = site.app()
+    app.application("in", name="taker")(_take)
+    watcher = site.watch("_spa/reply/#")
+    async with app:
+        site.faults.refuse_connections()
+        site.cut("app.0")
+        question = Envelope(topic="c", payload=order(ask="who", instance=None))
+        for _ in range(1_000):
+            run_of(app)._take_command(run_of(app).connections[0], question)
+        app.socket().post("out", 1)
+        assert app.stats["commands.refused"] == 1_000 - MOST_POSTS
+        site.faults.allow()
+        await watcher.get(MOST_POSTS)
+        run_of(app)._take_command(run_of(app).connections[0], question)
+        await watcher.get(MOST_POSTS + 1)
+
+
+async def _take(payload: bytes) -> None: ...
 
 
 @pytest.mark.virtual

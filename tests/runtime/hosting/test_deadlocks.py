@@ -9,6 +9,7 @@ import pytest
 
 from spa_dat import Actor, Message, RetryPolicy, Socket, SyncSocket, on
 from spa_dat.errors import RemoteError, RequestTimeout
+from spa_dat.runtime.messaging._limited_posts import MOST_POSTS
 from support.memory import Site
 from support.waiting import eventually
 
@@ -308,3 +309,30 @@ async def test_a_request_to_oneself_that_nobody_marks_times_out() -> None:
         site.publish("a", response_topic=request.response_topic)
         await site.settled("app.0.a")
     assert errors
+
+
+async def test_requests_that_claim_to_be_circles_do_not_fill_the_outbox() -> None:
+    """Whoever writes the chain may send more of them than the broker confirms."""
+    count = 1_000
+    site = Site(outbox=2 * MOST_POSTS)
+    app = site.app()
+
+    @app.application("q")
+    async def q(number: int) -> int:
+        return number
+
+    back = site.watch("back")
+    async with app:
+        site.faults.refuse_connections()
+        site.cut("app.0")
+        for number in range(count):
+            site.publish("q", str(number), response_topic="back", headers={"spa_chain": "app/0/q"})
+        await eventually(lambda: app.stats["requests.deadlocked"] == MOST_POSTS)
+        app.socket().post("out", 1)
+        site.faults.allow()
+        await back.get(count)
+        await site.settled("app.0.q")
+    refused = [envelope for envelope in back.envelopes if "spa_error" in envelope.headers]
+    assert len(refused) >= MOST_POSTS
+    assert len(back.envelopes) == count
+    assert app.stats["replies.refused"] == 0
