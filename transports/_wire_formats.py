@@ -12,7 +12,7 @@ from .._texts import quoted
 from ..errors import EncodeError
 from ._envelope import Envelope
 from ._structured_events import is_structured, opened as opened_event
-from ._topics import is_reserved
+from ._topics import RESERVED, is_reserved
 
 __all__ = [
     "CLOUDEVENTS",
@@ -46,6 +46,7 @@ _LENGTH_OF_PACKED = len(_PACKED)
 _BEGINNING = b'{"Payload":"'
 _LENGTH_OF_BEGINNING = len(_BEGINNING)
 _MOST_TOPICS = 1_000
+_DEAD_LETTERS = f"{RESERVED}/dead-letter/"
 # Topics on which messages of 0.4.0 have come and were not expected.
 _reported: dict[str, None] = {}
 
@@ -237,6 +238,9 @@ def _recognised(envelope: Envelope) -> Envelope:
         if envelope.content_type is None:
             return envelope
     topic = envelope.topic
+    if topic.startswith(_DEAD_LETTERS):
+        # It has the message as it came, and its actor knows the format.
+        return envelope
     if topic not in _reported and len(_reported) < _MOST_TOPICS:
         _reported[topic] = None
         _log.warning(

@@ -177,6 +177,8 @@ def _read(owner: str, name: str, received: Envelope, envelope: Envelope) -> Stor
         offset=_number(notes, "offset", None),
         response_topic=None,
         correlation=_correlation(notes),
+        # Whether it can be read depends on the format of the actor that failed.
+        flaw=None,
     )
     if message.raw_key is not None and message.raw_key == (received.id or "").encode():
         # On Kafka a dead letter without a key gets its id as one.

@@ -32,6 +32,7 @@ from spa_dat.runtime.messaging._limited_posts import MOST_POSTS
 from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import Envelope, KafkaConfig, SocketProviderFactory
+from spa_dat.transports._wire_formats import WireName
 from spa_dat.transports.kafka.consuming import _history
 from support.memory import Site
 from support.simulated import SERVER, world
@@ -100,6 +101,32 @@ async def test_a_letter_is_replayed_to_its_actor_and_removed() -> None:
         assert await letters.show(name) is None
         assert (await letters.replay(name)).outcome == "missing"
         assert oven.got == [("bread 0", 1)] * 2
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("where", ["actor", "bus"])
+async def test_a_letter_in_the_format_of_0_4_0_is_replayed_in_the_format_of_its_actor(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire: WireName = "spa-dat"
+    site = Site(wire=wire) if where == "bus" else Site()
+    app = site.app()
+    got: list[str] = []
+
+    @app.application("in", name="taker", wire=wire, retry=RetryPolicy(attempts=1))
+    async def take(payload: str) -> None:
+        got.append(payload)
+        if len(got) == 1:
+            raise Reject
+
+    async with app:
+        letters = run_of(app).dead_letters
+        await app.socket().publish("in", "bread", wire=wire)
+        await site.parked()
+        (name,) = await names(letters)
+        assert (await letters.replay(name)).outcome == "handled"
+    assert got == ["bread", "bread"]
+    assert "0.4.0" not in caplog.text
 
 
 @pytest.mark.virtual
