@@ -47,8 +47,9 @@ _BEGINNING = b'{"Payload":"'
 _LENGTH_OF_BEGINNING = len(_BEGINNING)
 _MOST_TOPICS = 1_000
 _DEAD_LETTERS = f"{RESERVED}/dead-letter/"
-# Topics on which messages of 0.4.0 have come and were not expected.
-_reported: dict[str, None] = {}
+# Hashes of the topics on which messages of 0.4.0 have come and were not expected; strangers may
+# invent long ones.
+_reported: dict[int, None] = {}
 
 
 class _Message(msgspec.Struct, rename="pascal", gc=False):
@@ -241,8 +242,9 @@ def _recognised(envelope: Envelope) -> Envelope:
     if topic.startswith(_DEAD_LETTERS):
         # It has the message as it came, and its actor knows the format.
         return envelope
-    if topic not in _reported and len(_reported) < _MOST_TOPICS:
-        _reported[topic] = None
+    key = hash(topic)
+    if key not in _reported and len(_reported) < _MOST_TOPICS:
+        _reported[key] = None
         _log.warning(
             "a program that speaks the format of spa-dat 0.4.0 publishes on %s: these messages"
             " reach no handler here; give the actor or the provider the option wire='spa-dat', or"

@@ -34,6 +34,7 @@ from spa_dat.transports import (
     OutboxEntry,
     TopicTrie,
     Tracker,
+    opened,
     without_payload,
 )
 from spa_dat.transports.kafka._records import RecordCodec, size_of_headers
@@ -656,6 +657,12 @@ def test_what_is_remembered_of_long_texts_takes_little() -> None:
         guard.is_copy(Envelope(topic=f"a/{text(number)}", headers={"h": text(number)}), (1,))
 
     assert kept_by(copy) < 500_000
+
+    def take_for_0_4_0(number: int) -> None:
+        packed = "application/vnd.spa-dat+json"
+        assert opened(Envelope(topic=f"a/{text(number)}", content_type=packed)).flaw
+
+    assert kept_by(take_for_0_4_0) < 500_000
     assert kept_by(lambda number: check_mqtt_topic(f"a/{text(number)}")) < 500_000
     assert kept_by(lambda number: names.destination(f"t/{text(number)}")) < 500_000
     codec = RecordCodec(names, Counter(), lambda: 0.0)
