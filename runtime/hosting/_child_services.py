@@ -37,8 +37,10 @@ from ..processes._pipe_messages import (
 if TYPE_CHECKING:
     from ._process_lane import ProcessLane
 
-__all__ = ["ChildServices"]
+__all__ = ["MOST_WAITING", "ChildServices"]
 
+MOST_WAITING = 67_108_864
+"""Bytes that may wait for a child process; replies beyond it are dropped."""
 _CONFIRMED, _REPLY = tag_of(Confirmed), tag_of(Replied)
 
 
@@ -222,6 +224,15 @@ class ChildServices:
         self._waiting = deque(left)
 
     def _on_reply(self, correlation: str, envelope: Envelope) -> None:
+        # Only the child knows what it waits for, and responders may send any number.
+        waiting = self._channel.pending
+        if waiting >= MOST_WAITING:
+            self._lane.stats["replies.dropped"] += 1
+            self._lane.log.warning(
+                "a reply is dropped: %d bytes wait for the child process, which does not take them",
+                waiting,
+            )
+            return
         self._channel.send_envelope((_REPLY, correlation), envelope)
 
 

@@ -21,6 +21,8 @@ from spa_dat import Actor, Context, RetryPolicy, Socket, on
 from spa_dat.errors import ConfigurationError, RemoteError
 from spa_dat.recording import Recorder
 from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.hosting import _child_services
+from support.memory import Site
 from support.processes import add_worker, collect, make, pid_told
 from support.waiting import eventually
 
@@ -234,6 +236,40 @@ async def test_a_process_that_does_not_answer_is_named(caplog: pytest.LogCapture
         await eventually(lambda: "has not answered" in app.problems.get("work", ""))
         os.kill(pid, signal.SIGCONT)
         await eventually(lambda: app.healthy)
+
+
+async def test_replies_do_not_pile_up_for_a_process_that_does_not_take_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever has got a request may answer it any number of times."""
+    monkeypatch.setattr(_child_services, "MOST_WAITING", 1_000_000)
+    site = Site()
+    app = make(site.provider)
+
+    @app.application("in", name="work", placement="process")
+    async def work(payload: int, socket: Socket) -> None:
+        await socket.publish("out", os.getpid())
+        if payload:
+            await socket.publish("out", len(await socket.request("asked", reply=bytes, timeout=60)))
+
+    told = collect(app, "out")
+    responder = site.watch("asked")
+    async with app:
+        await app.socket().publish("in", 0)
+        await eventually(lambda: told)
+        await app.socket().publish("in", 1)
+        await responder.get()
+        request = responder.envelopes[0]
+        assert request.response_topic is not None
+        os.kill(told[0], signal.SIGSTOP)
+        try:
+            for _ in range(100):
+                site.publish(request.response_topic, b"x" * 50_000, correlation=request.correlation)
+            await eventually(lambda: app.stats["replies.dropped"])
+        finally:
+            os.kill(told[0], signal.SIGCONT)
+        await eventually(lambda: told[2:] == [50_000])
+        assert "which does not take them" in caplog.text
 
 
 async def test_a_process_whose_loop_is_blocked_is_named_and_counted_once(tmp_path: Path) -> None:
