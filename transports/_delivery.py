@@ -173,12 +173,13 @@ class Tracker:
         epoch: the number of the connection.
         size: bytes of the deliveries of this epoch that are not released or, if nothing is to be
             acknowledged, not settled.
+        passing: how many of them are never acknowledged, and not settled.
         full: whether the transport accepts nothing more until something is released; see `fill`.
         tenure: for how long nobody else handles what comes from the source; None if nobody else
             ever does.
     """
 
-    __slots__ = ("_on_settled", "_release", "_slots", "epoch", "full", "size", "tenure")
+    __slots__ = ("_on_settled", "_release", "_slots", "epoch", "full", "passing", "size", "tenure")
 
     def __init__(
         self,
@@ -190,6 +191,7 @@ class Tracker:
         self._slots: deque[Delivery] = deque()
         self.epoch: int = 0
         self.size: int = 0
+        self.passing: int = 0
         self.full: bool = False
         self.tenure: Tenure | None = None
 
@@ -201,7 +203,7 @@ class Tracker:
         """Start the next epoch; return what the last one leaves unreleased, oldest first."""
         left = list(self._slots)
         self._slots.clear()
-        self.size = 0
+        self.size = self.passing = 0
         self.full = False
         self.epoch += 1
         return left
@@ -235,6 +237,7 @@ class Tracker:
     def count(self, envelope: Envelope, size: int) -> Delivery:
         """Count a delivery of this size until it is settled; it is never acknowledged."""
         self.size += size
+        self.passing += 1
         return Delivery(envelope, self.epoch, -1, self, size)
 
     def unreleased(self) -> tuple[Delivery, ...]:
@@ -247,6 +250,7 @@ class Tracker:
             return
         if delivery.token < 0:
             self.size -= delivery.size
+            self.passing -= 1
             self._on_settled()
             return
         slots = self._slots

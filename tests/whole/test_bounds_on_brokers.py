@@ -69,6 +69,35 @@ async def test_reading_stops_at_so_many_bytes_and_others_go_on(
 
 
 @pytest.mark.mosquitto
+async def test_of_short_messages_that_are_not_acknowledged_few_are_held(
+    own_mosquitto: StartBroker,
+) -> None:
+    # So many wait for one client there.
+    count = 30_000
+    broker = own_mosquitto(extra=(f"max_queued_messages {count}",))
+    async with client(broker, name="short", outbox=count) as app:
+        recorder = Recorder(settle=False)
+        await app.consume("short/a", recorder=recorder, qos=0)
+        posted = [app.bus.post(Envelope(topic="short/a", qos=0)) for _ in range(count)]
+        await eventually(lambda: posted[-1].done())
+        await eventually(lambda: app.stats["mqtt.paused"])
+        await app.bus.publish(Envelope(topic="short/b"), timeout=30.0)
+        # One read of the socket may bring some more whole messages.
+        assert len(recorder.deliveries) < 4_000
+        position = 0
+
+        def settled() -> int:
+            nonlocal position
+            for delivery in recorder.deliveries[position:]:
+                delivery.start()
+                delivery.settle()
+                position += 1
+            return position
+
+        await eventually(lambda: settled() == count)
+
+
+@pytest.mark.mosquitto
 async def test_a_message_larger_than_the_window_passes_alone(mosquitto: Mosquitto) -> None:
     async with client(mosquitto, name="alone") as app:
         _, recorder = await app.consume("alone/a", window_bytes=1)

@@ -34,6 +34,8 @@ _log = get_logger(__name__)
 _SHORTEST_ANSWER = 10.0
 _MOST_RECEIVED = 65_535
 _RETRY_REFUSED = 10.0
+# Messages that are never acknowledged, and take a kilobyte each however short they are.
+_PASSING = 2_000
 
 
 class ConsumerState(enum.Enum):
@@ -134,6 +136,8 @@ class MqttConsumer(Consumer):
         self._low = subscription.window
         self._high = 2 * subscription.window
         self._most_bytes = subscription.window_bytes
+        # More than a mailbox takes, so that what a slow actor has no room for is dropped there.
+        self._most_passing = max(_PASSING, self._high)
         self._tracker = Tracker(self._release, self._look_for_room)
         self._redelivery = Redelivery(subscription.window)
         self._subscriptions = SubscriptionSet(
@@ -397,7 +401,11 @@ class MqttConsumer(Consumer):
         tracker = self._tracker
         unreleased = len(tracker)
         if self._state is _READING:
-            if unreleased >= self._high or tracker.size >= self._most_bytes:
+            if (
+                unreleased >= self._high
+                or tracker.size >= self._most_bytes
+                or tracker.passing >= self._most_passing
+            ):
                 self._become(_PAUSED)
                 self._stats["mqtt.paused"] += 1
                 self._client.pause()
@@ -421,6 +429,7 @@ class MqttConsumer(Consumer):
             full
             and len(tracker) <= self._low
             and tracker.size <= self._most_bytes // 2
+            and tracker.passing <= self._most_passing // 2
             and self._client is not None
         ):
             full = False
