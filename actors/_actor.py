@@ -121,7 +121,7 @@ class Actor(_Base):
         def on_stop(self) -> Any:
             """Run after the last message. What it raises is reported."""
 
-    def on_receive(self, message: Any) -> Any:
+    def on_receive(self, message: Any, /) -> Any:
         """Handle a local message; the return value is the answer to an ask."""
         text = "%s received a message but has no on_receive to handle it: %s"
         if self._spa_cell is None:

@@ -26,7 +26,7 @@ app = DistributedApplication(URL, name="meter-example", outbox=OutboxFile(folder
 class Seen:
     """What has arrived; a message that comes twice has the same id."""
 
-    ids: set[str | None] = field(default_factory=set)
+    ids: set[str | None] = field(default_factory=set[str | None])
 
 
 @app.producer()

@@ -12,7 +12,7 @@ It needs fastapi and a server, such as uvicorn. Run it on memory, or on a broker
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
@@ -72,7 +72,7 @@ def end_server(waiting: asyncio.Task[None]) -> None:
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
     async with shop:
         waiting = asyncio.create_task(shop.wait())
         waiting.add_done_callback(end_server)
@@ -100,7 +100,8 @@ async def answer_with_error(_: Request, error: SpaDatError) -> JSONResponse:
         case EncodeError():
             # JSON may escape half of a surrogate pair, which UTF-8 does not have.
             return JSONResponse({"error": "bad-text"}, 422)
-    raise error  # the program is wrong: a 500, with a traceback in the server's log
+        case _:
+            raise error  # the program is wrong: a 500, with a traceback in the server's log
 
 
 # Part of a topic, so neither a wildcard nor a slash may be in it; Kafka takes nothing but these.

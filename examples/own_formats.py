@@ -8,6 +8,9 @@ Run it on memory, or on a broker::
 It needs the packages fastavro and protobuf.
 """
 
+# fastavro does not say what its files contain.
+# pyright: reportUnknownMemberType=false
+
 import dataclasses
 import io
 import sys

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -107,7 +107,7 @@ class Control(Actor):
     """Keeps every boiler below its limit; limits are changed by request."""
 
     def __init__(self, limit: float) -> None:
-        self.limits = dict.fromkeys(BOILERS, limit)
+        self.limits: dict[str, float] = dict.fromkeys(BOILERS, limit)
         self.too_hot: set[str] = set()
 
     @on("plant/{machine}/temperature")
@@ -146,7 +146,7 @@ class Archive(Actor):
 
 
 @contextmanager
-def open_archive() -> Iterator[sqlite3.Connection]:
+def open_archive() -> Generator[sqlite3.Connection]:
     db = sqlite3.connect("", check_same_thread=False)  # a temporary file
     db.execute("CREATE TABLE readings (machine TEXT, celsius REAL)")
     try:

@@ -7,7 +7,7 @@ Needs psycopg (pip install "psycopg[binary]"), and the address of a database::
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -71,7 +71,7 @@ class PostgresStates(StateStore):
             database.execute(SCHEMA)
 
     @contextmanager
-    def _database(self) -> Iterator[psycopg.Connection[Any]]:
+    def _database(self) -> Generator[psycopg.Connection[Any]]:
         """Return the connection, in a transaction; a new one if the last one was lost."""
         try:
             if self._connection is None:

@@ -8,7 +8,7 @@ Needs ``pip install aiosqlite``. Run it on memory, or on a broker::
 
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class Report:
 
 
 @asynccontextmanager
-async def open_database() -> AsyncIterator[aiosqlite.Connection]:
+async def open_database() -> AsyncGenerator[aiosqlite.Connection]:
     with tempfile.TemporaryDirectory() as folder:
         async with aiosqlite.connect(Path(folder) / "readings.sqlite") as db:
             await db.execute("CREATE TABLE readings (room TEXT, celsius REAL)")

@@ -8,13 +8,16 @@ Run it on memory, or on a broker, with a registry that speaks the protocol of Co
 Without a registry it starts one of its own. It needs the package fastavro.
 """
 
+# fastavro does not say what its files contain.
+# pyright: reportUnknownMemberType=false
+
 import asyncio
 import io
 import json
 import sys
 import threading
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,7 +80,7 @@ class RegisteredAvro(Codec):
         self.known: dict[int, Any] = {}
 
     @asynccontextmanager
-    async def opened(self, registry: Registry) -> AsyncIterator[None]:
+    async def opened(self, registry: Registry) -> AsyncGenerator[None]:
         """Register the schema, and read the others: a resource of the application."""
         self.id = await registry.register(self.subject, self.schema)
         self.known = await registry.schemas(self.subject)
@@ -163,7 +166,7 @@ app = DistributedApplication(URL, name="schema-registry-example")
 
 
 @asynccontextmanager
-async def schemas() -> AsyncIterator[None]:
+async def schemas() -> AsyncGenerator[None]:
     registry = Registry(REGISTRY or own_registry())
     async with old.opened(registry), avro.opened(registry):
         yield

@@ -20,7 +20,7 @@ app = DistributedApplication(URL, name="state-example")
 class Highest:
     """The highest value of each machine."""
 
-    celsius: dict[str, float] = field(default_factory=dict)
+    celsius: dict[str, float] = field(default_factory=dict[str, float])
 
     def rises_to(self, machine: str, celsius: float) -> bool:
         if celsius <= self.celsius.get(machine, float("-inf")):

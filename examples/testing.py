@@ -26,7 +26,7 @@ class Stock:
     """What is left in stock; each order counts once, however often it comes."""
 
     left: dict[str, int] = field(default_factory=lambda: {"bolt": 3})
-    sold: set[int] = field(default_factory=set)
+    sold: set[int] = field(default_factory=set[int])
 
 
 def shop() -> DistributedApplication:

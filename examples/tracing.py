@@ -58,11 +58,11 @@ def show(parent: int | None, spans: list[ReadableSpan], depth: int = 0) -> None:
         if (span.parent and span.parent.span_id) == parent:
             notes = [event.name for event in span.events]
             print("  " * depth + span.name, *notes, sep="  ")
-            show(span.context.span_id, spans, depth + 1)
+            show(span.context.span_id if span.context is not None else None, spans, depth + 1)
 
 
 if __name__ == "__main__":
     app.run()
     made = sorted(exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
     show(None, made)
-    print(f"traces: {len({span.context.trace_id for span in made})}")
+    print(f"traces: {len({span.context.trace_id for span in made if span.context is not None})}")

@@ -13,7 +13,7 @@ copy from others, ``LEDGER_FILE`` is what it writes to.
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class Receipt:
 
 
 @contextmanager
-def open_ledger() -> Iterator[int]:
+def open_ledger() -> Generator[int]:
     path = os.environ.get("LEDGER_FILE", "ledger")
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
     try:

@@ -91,13 +91,13 @@ class StateNotWritten(TransportError):
     Nothing was written. The message is handled again until it can be.
     """
 
-    outage: bool = True
+    outage: bool | None = True
 
 
 class StateLost(TransportError):
     """It is unknown whether what was written would survive. The application ends with it."""
 
-    outage: bool = False
+    outage: bool | None = False
 
 
 class StateConflict(TransportError):
@@ -106,7 +106,7 @@ class StateConflict(TransportError):
     Nothing was written. The state is loaded again, and the message is handled again.
     """
 
-    outage: bool = True
+    outage: bool | None = True
 
 
 class StateUnreadable(TransportError):
@@ -115,19 +115,19 @@ class StateUnreadable(TransportError):
     It is left as it is, the message stays with the bus, and the actor stops.
     """
 
-    outage: bool = True
+    outage: bool | None = True
 
 
 class ConnectFailed(TransportError):
     """No connection could be made."""
 
-    outage: bool = True
+    outage: bool | None = True
 
 
 class ConnectionLost(TransportError):
     """The connection ended while an operation needed it."""
 
-    outage: bool = True
+    outage: bool | None = True
 
 
 class NotAuthorised(TransportError):
@@ -181,7 +181,7 @@ class RequestTimeout(RequestError, TimeoutError):
         outage: whether there was no connection at some point meanwhile.
     """
 
-    outage: bool = False
+    outage: bool | None = False
 
 
 class NoResponder(RequestError):

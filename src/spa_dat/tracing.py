@@ -8,7 +8,7 @@ It needs OpenTelemetry's API: ``pip install 'spa-dat[traces]'``.
 from __future__ import annotations
 
 try:
-    import opentelemetry.trace  # noqa: F401
+    import opentelemetry.trace  # noqa: F401  # pyright: ignore[reportUnusedImport]
 except ImportError as _missing:
     raise ImportError(
         "spa_dat.tracing needs OpenTelemetry's API: pip install 'spa-dat[traces]'"
