@@ -468,8 +468,7 @@ class Outbox:
             size = entry.size
             self._size -= size
             self._written_size -= size
-            if not entry.done():
-                self._succeed(entry)
+            self._succeed(entry)
         if self._waiting or self._drained or self._crowded:
             self._advance()
 
@@ -485,8 +484,8 @@ class Outbox:
         for entry in confirmed:
             callback, entry.on_outcome = entry.on_outcome, None
             try:
-                if callback is not None:
-                    callback(entry)
+                assert callback is not None
+                callback(entry)
             # As the loop does it: the others are called all the same.
             except Exception as error:  # noqa: BLE001
                 text = "the callback of a publish has raised"
@@ -559,8 +558,7 @@ class Outbox:
         self._abandoned.clear()
         self._size = self._written_size = 0
         for entry in left:
-            if not entry.done():
-                entry.set_exception(not_outage(entry.unconfirmed(reason)))
+            entry.set_exception(not_outage(entry.unconfirmed(reason)))
         self._wake_drained()
 
     def _pump(self) -> None:
@@ -592,21 +590,19 @@ class Outbox:
 
     def drop(self, entry: OutboxEntry) -> None:
         """End a publish that has expired, wherever it waits; it has no other outcome yet."""
-        if not entry.done():
-            self._stats["publishes.expired"] += 1
-            topic = entry.envelope.topic
-            if entry.awaited:
-                error = entry.unconfirmed("it has expired while it waited for the broker")
-                error.outage = self.is_outage(entry, entry.envelope.expiry or 0.0)
-                entry.set_exception(error)
-            else:
-                if entry.envelope.response_topic is None:
-                    self._log.warning(
-                        "the message to %s has expired while it waited for the broker, and is"
-                        " not sent",
-                        quoted(topic),
-                    )
-                self._succeed(entry)
+        self._stats["publishes.expired"] += 1
+        topic = entry.envelope.topic
+        if entry.awaited:
+            error = entry.unconfirmed("it has expired while it waited for the broker")
+            error.outage = self.is_outage(entry, entry.envelope.expiry or 0.0)
+            entry.set_exception(error)
+        else:
+            if entry.envelope.response_topic is None:
+                self._log.warning(
+                    "the message to %s has expired while it waited for the broker, and is not sent",
+                    quoted(topic),
+                )
+            self._succeed(entry)
         if entry in self._written:
             # The broker has said that it does not accept it for now.
             del self._written[entry]

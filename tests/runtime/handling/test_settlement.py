@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from spa_dat._logs import get_logger
-from spa_dat.errors import PublishNotSent, PublishRefused, PublishUnknown
+from spa_dat.errors import MessageTooLarge, PublishNotSent, PublishRefused, PublishUnknown
 from spa_dat.runtime.handling._settlement import Settlements
 from spa_dat.runtime.messaging._turn import Turn
 from spa_dat.runtime.routing._routed_deliveries import RoutedDelivery
@@ -23,6 +23,7 @@ class Desk:
     def __init__(self) -> None:
         self.stats: Counter[str] = Counter()
         self.refused: list[tuple[RoutedDelivery, BaseException]] = []
+        self.answered: list[tuple[RoutedDelivery, Turn, BaseException]] = []
         self.may_park = asyncio.Event()
         self.settlements = Settlements(self.stats, self._park, get_logger("spa_dat"), self._answer)
 
@@ -32,7 +33,8 @@ class Desk:
         delivery.settle()
 
     async def _answer(self, delivery: RoutedDelivery, turn: Turn, error: BaseException) -> None:
-        raise AssertionError("no reply was too large")
+        self.answered.append((delivery, turn, error))
+        delivery.settle()
 
     def delivery(self) -> RoutedDelivery:
         delivery: RoutedDelivery = Delivery(Envelope(topic="n"))
@@ -166,3 +168,49 @@ async def test_the_actor_waits_when_very_many_messages_are_unconfirmed() -> None
         if not turn.posts[0].done():
             turn.posts[0].set_result(None)
     await desk.settlements.drain()
+
+
+@pytest.mark.parametrize("large", [True, False])
+async def test_only_a_reply_that_is_too_large_is_answered_otherwise(large: bool) -> None:
+    desk = Desk()
+    delivery, turn = desk.delivery(), desk.turn(1, request=True)
+    (turn.reply,) = turn.posts
+    await desk.settlements.settle_after(delivery, turn)
+    error = MessageTooLarge("too large") if large else PublishRefused("no")
+    turn.reply.set_exception(error)
+    await desk.settlements.drain()
+    assert delivery.state is DeliveryState.SETTLED
+    assert desk.answered == ([(delivery, turn, error)] if large else [])
+    assert desk.stats["replies.refused"] == 1
+
+
+async def test_a_reply_that_was_cancelled_is_not_answered_otherwise() -> None:
+    desk = Desk()
+    delivery, turn = desk.delivery(), desk.turn(2, request=True)
+    turn.reply = turn.posts[0]
+    await desk.settlements.settle_after(delivery, turn)
+    turn.reply.cancel()
+    turn.posts[1].set_exception(PublishRefused("no"))
+    await turns()
+    assert desk.answered == []
+
+
+async def test_who_stops_waiting_for_settlements_keeps_nobody_else_waiting() -> None:
+    desk = Desk()
+    delivery, turn = desk.delivery(), desk.turn(1)
+    await desk.settlements.settle_after(delivery, turn)
+    waits, cancelled = (asyncio.create_task(desk.settlements.drain()) for _ in range(2))
+    await turns()
+    cancelled.cancel()
+    turn.posts[0].set_result(None)
+    await waits
+    assert delivery.state is DeliveryState.SETTLED
+
+
+async def test_the_messages_of_a_batch_are_settled_with_its_last_post() -> None:
+    desk = Desk()
+    batch, turn = [desk.delivery(), desk.delivery()], desk.turn(1)
+    await desk.settlements.settle_all_after(batch, turn)
+    turn.posts[0].set_result(None)
+    await desk.settlements.drain()
+    assert {delivery.state for delivery in batch} == {DeliveryState.SETTLED}

@@ -15,6 +15,7 @@ from spa_dat.transports.kafka.consuming._assignment import Assignment
 from spa_dat.transports.kafka.consuming._committable_offsets import (
     CountingTracker,
     PartitionTracker,
+    SizeTracker,
 )
 from spa_dat.transports.kafka.consuming._redelivery import EarlierDeliveries
 
@@ -331,3 +332,56 @@ def test_of_what_is_settled_too_early_only_what_tells_it_again_is_kept() -> None
     assert (large.payload, large.raw_headers, large.id) == (b"", (), "2")
     assert large.left_out is not None
     assert large.left_out.size == 1_000
+
+
+async def test_what_was_read_and_never_handed_out_is_committed_once_nothing_is_left() -> None:
+    _, tracker = tracked()
+    delivery = handed_out(tracker, 4)
+    assert not tracker.pass_to(9), "one is not settled"
+    delivery.settle()
+    assert not tracker.pass_to(5), "that is known"
+    assert tracker.pass_to(9)
+    assert tracker.commit_at == 9
+    tracker.committed = 12
+    assert not tracker.pass_to(12)
+
+
+@pytest.mark.parametrize("passed_over", [True, False])
+async def test_what_can_be_committed_is_told_when_there_is_enough_of_it(passed_over: bool) -> None:
+    told: list[int] = []
+    assignment = Assignment(1, lambda: told.append(assignment.released))
+    assignment.notify_at = 2
+    tracker = PartitionTracker(assignment, PLACE)
+    for offset in range(3):
+        if passed_over:
+            tracker.skip(offset)
+            tracker.advance()
+        else:
+            handed_out(tracker, offset).settle()
+    assert told == [2, 3]
+
+
+async def test_only_who_waits_for_it_hears_that_bytes_were_settled() -> None:
+    assignment = Assignment(1)
+    tracker = SizeTracker(assignment)
+    first, second = (tracker.count(Envelope(topic="t"), 10) for _ in range(2))
+    assignment.size, assignment.unsettled = 20, 0
+    first.epoch = second.epoch = tracker.epoch
+    first.settle()
+    waits = asyncio.create_task(assignment.settled_down_to(5, 60.0, 5))
+    await asyncio.sleep(0)
+    second.settle()
+    assert await waits
+    assert assignment.size == 0
+
+
+async def test_who_waits_for_what_is_only_counted_wakes_when_it_is_settled() -> None:
+    assignment = Assignment(1)
+    tracker = CountingTracker(assignment, PLACE)
+    first, second = handed_out(tracker, 1), handed_out(tracker, 2)
+    waits = asyncio.create_task(assignment.settled_down_to(0, 60.0))
+    await asyncio.sleep(0)
+    first.settle()
+    assert not waits.done()
+    second.settle()
+    assert await waits

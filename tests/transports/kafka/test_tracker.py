@@ -226,3 +226,48 @@ def test_repr_says_where_it_stands(state: str) -> None:
     if state == "settled":
         delivery.settle()
     assert repr(delivery) == f"<Delivery 't' token=5 epoch=2 {state}>"
+
+
+def test_a_delivery_is_acknowledged_when_its_last_receipt_is() -> None:
+    tracker, _ = tracked()
+    old = tracker.register(ENVELOPE, 1)
+    old.start()
+    tracker.begin()
+    again = tracker.register(ENVELOPE, 1)
+    old.replaced_by(again)
+    assert not old.acknowledged
+    old.settle()
+    assert old.acknowledged
+    alone = Delivery(ENVELOPE)
+    assert not alone.acknowledged
+    alone.settle()
+    assert alone.acknowledged
+
+
+def test_the_receiver_hears_which_delivery_everything_waits_for() -> None:
+    tracker, released = tracked()
+    tracker.fill()
+    assert (tracker.next, tracker.newest) == (None, None)
+    tracker.begin()
+    first, second = tracker.register(ENVELOPE, 1, 10), tracker.register(ENVELOPE, 2, 20)
+    told: list[str] = []
+    tracker.fill()
+    first.on_awaited = lambda: told.append("first")
+    second.on_awaited = lambda: told.append("second")
+    tracker.fill()
+    assert told == ["first"]
+    assert (first.awaited, second.awaited) == (True, False)
+    assert (tracker.next, tracker.newest) == (first, second)
+    second.settle()
+    assert tracker.size == 30
+    first.settle()
+    assert (tracker.size, len(tracker), released) == (0, 0, [[1, 2]])
+
+
+def test_what_is_never_acknowledged_counts_until_it_is_settled() -> None:
+    settled: list[str] = []
+    tracker = Tracker(lambda free: None, lambda: settled.append("settled"))
+    delivery = tracker.count(ENVELOPE, 10)
+    assert (tracker.size, tracker.unreleased()) == (10, ())
+    delivery.settle()
+    assert (tracker.size, settled) == (0, ["settled"])
