@@ -9,7 +9,7 @@ import pytest
 
 from support.type_checking import check_types, check_with_pyright
 
-pytestmark = pytest.mark.repository
+pytestmark = [pytest.mark.repository, pytest.mark.deadline(600)]
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,7 +13,7 @@ import pytest
 
 from support.type_checking import check_types, check_with_pyright, errors
 
-pytestmark = [pytest.mark.repository, pytest.mark.slow]
+pytestmark = [pytest.mark.repository, pytest.mark.slow, pytest.mark.deadline(600)]
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("actors", "harness", "runtime", "transports", "src")
