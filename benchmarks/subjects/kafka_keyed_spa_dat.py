@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from dataclasses import dataclass
 
 from spa_dat import DistributedApplication, KafkaConfig, KafkaTopic, Socket
@@ -18,7 +19,7 @@ class Count:
     number: int = 0
 
 
-async def _main() -> None:
+async def _main(folder: str) -> None:
     order = arguments()
     meter = Meter(order)
     config = KafkaConfig(
@@ -30,7 +31,7 @@ async def _main() -> None:
         },
     )
     # A name of its own: a group that has read nothing yet.
-    app = DistributedApplication(config, name=f"benchmark-{os.getpid()}")
+    app = DistributedApplication(config, name=f"benchmark-{os.getpid()}", state_folder=folder)
     once = order.what == "once"
 
     @app.application(
@@ -47,4 +48,5 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    with tempfile.TemporaryDirectory() as states:
+        asyncio.run(_main(states))
