@@ -103,6 +103,7 @@ class UnitCommits:
         self._timer: asyncio.TimerHandle | None = None
         self._soon = False
         self._ended = False
+        self._finishing: list[asyncio.Future[None]] | None = None
         assignment.on_release = self._on_release
 
     async def open(self) -> None:
@@ -252,10 +253,14 @@ class UnitCommits:
         """
         self._ended = True
         self._cancel_timer()
-        ending = [
-            asyncio.ensure_future(self._finish(unit, timeout, lost=lost)) for unit in self._units
-        ]
-        await asyncio.gather(*ending)
+        # A rebalance may come while the member is leaving. Of two commits of a partition at once
+        # the later one could succeed alone, and what the other one has taken out would be lost.
+        if self._finishing is None:
+            self._finishing = [
+                asyncio.ensure_future(self._finish(unit, timeout, lost=lost))
+                for unit in self._units
+            ]
+        await asyncio.shield(asyncio.gather(*self._finishing))
 
     async def _finish(self, unit: _Unit, timeout: float, *, lost: bool) -> None:
         last = asyncio.ensure_future(self._last(unit, lost=lost))
