@@ -440,6 +440,14 @@ class Router(Actor):
             else:
                 mailbox.offer(delivery)
         except MailboxFull:
+            self._log.warning(
+                "the mailbox of %r is full with %d messages: one with QoS 0 on %s is dropped; send"
+                " with QoS 1 what must not be lost, or say with overflow= what may be dropped",
+                mailbox.name,
+                mailbox.limit,
+                quoted(envelope.topic),
+                kind=mailbox.name,
+            )
             route.target.dropped(delivery)
         except ActorStopped:
             # The actor was given up, and has reported it; the bus keeps what nobody settles.

@@ -77,7 +77,7 @@ class Ending(Enum):
     """Who ended a connection, and how."""
 
     GOODBYE = "the broker announced it, perhaps with a reason"
-    REFUSED = "the broker closed it right after refusing a publish"
+    REFUSED = "the broker closed it right after refusing a publish for good"
     CLOSED = "the broker closed it cleanly, without a word"
     RESET = "the peer reset it"
     FAILED = "the network failed, or the broker has gone silent"

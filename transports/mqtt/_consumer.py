@@ -273,6 +273,8 @@ class MqttConsumer(Consumer):
 
     def on_connected(self, session_present: bool) -> None:
         assert self._client is not None
+        # A broker that claims to have one although none was asked for sends nothing again.
+        session_present = session_present and self._durable
         self._subscriptions.connected(self._client, session_present=session_present)
         self._warn_of_a_short_session(self._client)
         if not session_present:

@@ -267,7 +267,9 @@ async def test_reserved_topics_reach_no_wildcard() -> None:
 # Quality of service 0, and policies for full mailboxes.
 
 
-async def test_quality_0_into_a_full_mailbox_is_dropped_and_counted() -> None:
+async def test_quality_0_into_a_full_mailbox_is_dropped_counted_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     site = Site()
     app = site.app()
     gate = Gate()
@@ -288,6 +290,10 @@ async def test_quality_0_into_a_full_mailbox_is_dropped_and_counted() -> None:
         await site.settled()
         await eventually(lambda: 11 in seen)
     assert seen == [0, 1, 2, 3, 10, 11]
+    lines = [record.getMessage() for record in caplog.records]
+    (first, *rest) = [line for line in lines if "one with QoS 0 on 'n' is dropped" in line]
+    assert first.startswith("the mailbox of 'actor' is full with 3 messages: ")
+    assert len(rest) == 5
 
 
 async def test_quality_0_is_tried_again_and_parked_like_the_rest() -> None:

@@ -372,6 +372,34 @@ async def test_a_quota_is_waited_for_and_the_order_kept(caplog: pytest.LogCaptur
         )
 
 
+@pytest.mark.parametrize(("code", "longest"), [(0x97, True), (0x91, False)])
+async def test_a_broker_that_closes_over_what_it_puts_off_is_not_asked_at_once_again(
+    code: int, longest: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be in a hurry for ever: the publish is written first on every connection."""
+    taken: list[bytes] = []
+
+    async def closing(peer: Peer) -> None:
+        await peer.ready()
+        peer.puback(await peer.expect("PUBLISH"), code, reason_string("10 a day"))
+        peer.close()
+
+    quick = {"backoff_min": 0.001, "backoff_max": 0.2}
+    async with (
+        ScriptedBroker(closing, closing, closing, Accepting(taken)) as broker,
+        client(broker, inflight=1, **quick) as app,  # type: ignore[arg-type]
+    ):
+        began = asyncio.get_running_loop().time()
+        posts = [app.bus.post(message(b"%d" % n)) for n in range(3)]
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
+        if longest:
+            assert asyncio.get_running_loop().time() - began > 0.3, "half of 0.2 s at least, thrice"
+        assert taken == [b"0", b"1", b"2"]
+        assert app.stats["publishes.suspected"] == 0, "the broker has said why"
+    assert "a publish that it does not accept for now: " in caplog.text
+    assert f"({code:#04x}), in the broker's words '10 a day'" in caplog.text
+
+
 async def test_a_suspect_that_is_put_off_for_long_is_not_overtaken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -687,6 +687,20 @@ async def test_a_lost_session_is_remembered_until_what_is_held_is_handed_out() -
         assert delivery.start()
 
 
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_a_session_that_was_not_asked_for_is_not_trusted(ephemeral: bool) -> None:
+    """A broker that says so at each CONNECT sends nothing again that was received before."""
+    async with (
+        ScriptedBroker(serve, _cut_in_mid_message, _remembering) as broker,
+        client(broker, ephemeral=ephemeral) as app,
+    ):
+        _, recorder = await app.consume("t", recorder=Recorder(settle=False), durable=ephemeral)
+        (delivery,) = await recorder.get(1)
+        await eventually(lambda: recorder.events[-1:] not in ([], ["hold"]))
+        assert recorder.events == ["hold", "last copies"]
+        assert delivery.start()
+
+
 async def test_a_session_that_an_unanswered_connect_may_have_made_is_not_trusted() -> None:
     async with (
         ScriptedBroker(serve, _cut_in_mid_message, _mute, _remembering) as broker,

@@ -39,10 +39,13 @@ from ._packets import (
 from ._publish_and_puback import MessageFlow
 from ._reason_codes import (
     BrokerReason,
+    Decision,
     LoginRefused,
     NotAnswered,
     OtherProtocol,
+    Packet,
     WrongVersion,
+    answer_to,
     describe,
     reason_text,
 )
@@ -404,9 +407,14 @@ class MqttClient:
         if self._closing:
             return Loss(self._closing, Ending.OURS)
         broken = isinstance(self._end_cause, ConnectionError)
-        refused = self._flow.seconds_since_refusal()
-        if (self._end_cause is None or broken) and refused is not None and refused < _AT_ONCE:
-            return Loss("the broker closed it over a publish that it refused", Ending.REFUSED)
+        refusal = self._flow.refused_within(_AT_ONCE)
+        if (self._end_cause is None or broken) and refusal is not None:
+            if answer_to(Packet.PUBACK, refusal).decision is Decision.MESSAGE:
+                return Loss("the broker closed it over a publish that it refused", Ending.REFUSED)
+            # As if it had said so in a DISCONNECT: the publish comes first on the next connection.
+            text = "the broker closed it over a publish that it does not accept for now"
+            reason = refusal if isinstance(refusal, BrokerReason) else BrokerReason(refusal)
+            return Loss(f"{text}: {reason_text(reason)}", Ending.GOODBYE, reason)
         if self._end_cause is None:
             return Loss("the broker closed the connection", Ending.CLOSED)
         return Loss(

@@ -69,8 +69,8 @@ class MessageFlow:
         self._largest_aliased = 0
         # By packet id: note, bytes, and the total written up to its end.
         self._in_flight: dict[int, tuple[Any, int, int]] = {}
-        # When the broker refused a publish, if that was its last answer to one.
-        self._refused_at: float | None = None
+        # When the broker refused a publish, and why, if that was its last answer to one.
+        self._refusal: tuple[float, int] | None = None
 
     def begin(self, stream: FrameStream) -> None:
         """Write to this stream from now on."""
@@ -99,11 +99,12 @@ class MessageFlow:
         """Return the bytes written on the connection up to the end of that message; 0 for none."""
         return next((end for _, _, end in self._in_flight.values()), 0)
 
-    def seconds_since_refusal(self) -> float | None:
-        """Return how long ago the broker refused a publish; None if it has accepted one since."""
-        if self._refused_at is None:
+    def refused_within(self, seconds: float) -> int | None:
+        """Return why the broker has just refused a publish; None if it has accepted one since."""
+        if self._refusal is None:
             return None
-        return asyncio.get_running_loop().time() - self._refused_at
+        at, code = self._refusal
+        return code if asyncio.get_running_loop().time() - at < seconds else None
 
     def acknowledge(self, tokens: list[int]) -> None:
         """Send a PUBACK or PUBREC for each of the messages, in this order."""
@@ -154,11 +155,11 @@ class MessageFlow:
             confirmed = self._in_flight.pop(data[start] << 8 | data[start + 1], None)
             if confirmed is not None:
                 code = data[start + 2] if stop - start > 2 else 0
-                self._refused_at = None
-                if code >= _REFUSED:
-                    self._refused_at = asyncio.get_running_loop().time()
+                self._refusal = None
                 if code >= _REFUSED and stop - start > 4:
                     code = BrokerReason.of(code, read_properties(data, start + 3, stop)[0])
+                if code >= _REFUSED:
+                    self._refusal = asyncio.get_running_loop().time(), code
                 self._handler.on_confirmed(confirmed[0], code)
         elif kind == _PUBREL:
             if self._stream is not None:
