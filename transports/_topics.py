@@ -130,7 +130,8 @@ class TopicFilter:
             if level != f"{{{name}}}" or "{" in name or "}" in name:
                 raise ConfigurationError(
                     f"filter {text!r}: {level!r} mixes a capture with other text;"
-                    " a capture such as {name} must be a whole level"
+                    " a capture such as {name} must be a whole level, and levels are"
+                    " separated by '/'"
                 )
             if not name.isidentifier():
                 raise ConfigurationError(

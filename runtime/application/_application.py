@@ -393,6 +393,19 @@ class DistributedApplication:
         self._runs.refuse("register a resource")
         self._registry.add_resource(name, factory)
 
+    if not TYPE_CHECKING:
+        # Hidden from type checkers, so that they notice names that do not exist.
+
+        def __getattr__(self, name: str) -> Any:
+            # Only a wrong name needs it.
+            from ..options._names_elsewhere import advice_on_attribute
+
+            advice = advice_on_attribute(name)
+            if advice is None:
+                # Once more, for the error of a property that has raised an AttributeError itself.
+                return object.__getattribute__(self, name)
+            raise AttributeError(f"DistributedApplication has no {name!r}: {advice}")
+
     def use(self, middleware: Middleware) -> None:
         """Call every handler through the middleware, and show it everything that is published.
 

@@ -224,7 +224,10 @@ class ActorOptions:
         if self.rewind_to is not None:
             parse_rewind_to(owner, self.rewind_to)
         if not isinstance(self.retry, RetryPolicy):
-            raise ConfigurationError(f"{owner}: retry={self.retry!r}: give a RetryPolicy")
+            raise ConfigurationError(
+                f"{owner}: retry={self.retry!r}: give a RetryPolicy, such as"
+                " RetryPolicy(attempts=3) for three calls in all, or attempts=1 for a single one"
+            )
         if not isinstance(self.overflow, Overflow):
             raise ConfigurationError(f"{owner}: overflow={self.overflow!r}: give an Overflow")
         for name in ("deadline", "every"):
@@ -320,9 +323,14 @@ def merge_options(
         if name in but:
             raise ConfigurationError(f"{owner}: only producers have the option {name!r}")
         if name not in allowed:
+            # Only a wrong name needs it.
+            from ._names_elsewhere import advice_on_option
+
             known = ["name", *allowed]
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            hint = advice_on_option(name) or (
+                f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            )
             raise ConfigurationError(f"{owner}: unknown option {name!r}; {hint}")
     merged = {name: getattr(options, name) for name in _OPTION_NAMES} | dict(changes)
     return ActorOptions(**merged)

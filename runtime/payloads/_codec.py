@@ -350,7 +350,12 @@ class Decoder(Generic[T]):
             raise
         except BaseException as error:
             raise self._refusal(payload, content_type, _reason(error)) from error
-        raise self._refusal(payload, content_type, "only bytes accept that content type")
+        raise self._refusal(
+            payload,
+            content_type,
+            "only bytes accept that content type; the sender has to publish the value itself, or to"
+            " say with content_type= what the bytes are",
+        )
 
     def _refusal(self, payload: bytes, content_type: str | None, why: str) -> DecodeError:
         if not payload:

@@ -98,9 +98,14 @@ class Registry:
         spec = function_spec(function, name, kind, topics, merged, tuple(self.resources))
         earlier = next(iter(self._named.get(spec.name, ())), None)
         if earlier is not None and not (replace or (replace is None and _redefines(spec, earlier))):
+            several = (
+                "; give one decorator all of its topics, as a list: application(['a', 'b'])"
+                if earlier.source is spec.source and kind == earlier.kind == "application"
+                else ""
+            )
             raise ConfigurationError(
-                f"there is already an actor {spec.name!r}; give one of them another name=, or give"
-                " this one replace=True to replace it"
+                f"there is already an actor {spec.name!r}{several}; give one of them another name=,"
+                " or give this one replace=True to replace it"
             )
         refuse_shared_state(spec.name, merged.state, self._states(but=earlier))
         self._enter(spec, earlier)

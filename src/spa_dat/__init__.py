@@ -176,6 +176,7 @@ if not TYPE_CHECKING:
             value = import_module("importlib.metadata").version("spa-dat")
         else:
             import_module("._names_of_0_4_0", __name__).check_name(name)
+            import_module("._names_of_parts", __name__).check_name_of_part(name)
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value
         return value

@@ -416,7 +416,7 @@ def test_beside_the_codec_all_other_formats_are_accepted_as_ever() -> None:
         (msgspec.msgpack.encode(Row("a", 1)), "application/msgpack"),
     ):
         assert decoder.decode(payload, content_type) == Row("a", 1)
-    with pytest.raises(DecodeError, match="only bytes accept that content type"):
+    with pytest.raises(DecodeError, match=r"only bytes accept that .* with content_type="):
         decoder.decode(b"a,1", "text-csv/x")
     with pytest.raises(DecodeError, match=r"content type 'text/csv'\) does not fit Row"):
         decoder.decode(b"a", "text/csv")

@@ -283,6 +283,7 @@ def test_a_handler_that_can_not_be_served_is_refused_when_it_is_registered(
         ("a/b+/c", ["b+"]),
         ("a/{x}/{x}", ["{x}", "twice"]),
         ("a/x{y}", ["x{y}"]),
+        ("a.{y}", ["a.{y}", "separated by '/'"]),
         ("a/{not valid}", ["not valid"]),
         ("a\0b", ["null"]),
         ("$share/group/a", ["$share"]),
@@ -346,6 +347,38 @@ def test_two_actors_of_one_name_are_refused(app: DistributedApplication) -> None
     app.application("b", name="other")(handler)
 
 
+def test_two_decorators_on_one_function_are_told_of_the_list(app: DistributedApplication) -> None:
+    with pytest.raises(ConfigurationError, match=r"application\(\['a', 'b'\]\)"):
+
+        @app.application("a")
+        @app.application("b")
+        async def handler(payload: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("subscriber", "@app.application('topic')"),
+        ("publisher", "await socket.publish(topic, payload)"),
+        ("publish", "app.socket()"),
+        ("on_startup", "app.resource("),
+        ("after_shutdown", "on_stop"),
+    ],
+)
+def test_what_other_frameworks_call_it_is_an_error_that_says_what_it_is_here(
+    app: DistributedApplication, name: str, advice: str
+) -> None:
+    with pytest.raises(AttributeError, match=name) as caught:
+        getattr(app, name)
+    assert advice in str(caught.value)
+
+
+def test_an_attribute_that_nothing_has_is_an_error_as_ever(app: DistributedApplication) -> None:
+    assert not hasattr(app, "subscribers")
+    with pytest.raises(AttributeError, match="object has no attribute 'subscribers'"):
+        _ = app.subscribers  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -369,7 +402,10 @@ def test_two_actors_of_one_name_are_refused(app: DistributedApplication) -> None
         ({"rewind_to": datetime.now(UTC).replace(tzinfo=None)}, ["rewind_to='20", "its zone"]),
         ({"rewind_to": "1969-12-31T23:00Z"}, ["rewind_to=", "older than 1970"]),
         ({"rewind_to": "9" * 100_000 + "T"}, ["rewind_to='999", "give a time"]),
-        ({"retry": 3}, ["retry=3", "RetryPolicy"]),
+        ({"retry": 3}, ["retry=3", "RetryPolicy(attempts=3)"]),
+        ({"retries": 3}, ["'retries'", "retry=RetryPolicy(attempts=3)"]),
+        ({"group_id": "billing"}, ["'group_id'", "{application}.{actor}"]),
+        ({"max_workers": 4}, ["'max_workers'", "concurrency="]),
         ({"overflow": "drop"}, ["overflow='drop'"]),
         ({"deadline": 0}, ["deadline=0"]),
         ({"deadline": "1"}, ["deadline='1'"]),
