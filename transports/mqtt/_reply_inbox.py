@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 from collections import Counter
 
 from ..._logs import get_logger
@@ -73,6 +74,8 @@ class MqttReplyInbox:
         # Connections in a row that ended while it was being requested.
         self._ends = 0
         self._regaining: asyncio.Task[None] | None = None
+        # Which warnings about what the broker does not grant have been logged.
+        self._warned: dict[str, None] = {}
 
     def connecting(self) -> None:
         """Start over, as another attempt to connect begins."""
@@ -138,8 +141,20 @@ class MqttReplyInbox:
             raise
         self._ends = 0
         # A broker has not granted what it leaves out of its answer.
-        code = codes[0] if codes else _REFUSED
-        return None if code < _REFUSED else subscribe_refusal(code, pattern)
+        code, of_commands = itertools.islice(itertools.chain(codes, itertools.repeat(_REFUSED)), 2)
+        if code >= _REFUSED:
+            return subscribe_refusal(code, pattern)
+        if code == 0:
+            self._warn(f"the broker grants only QoS 0 for {pattern!r}: replies may be lost")
+        if self.command_topic is not None and of_commands >= _REFUSED:
+            problem = subscribe_refusal(of_commands, self.command_topic)
+            self._warn(f"operators cannot have dead letters replayed: {problem}")
+        return None
+
+    def _warn(self, what: str) -> None:
+        if what not in self._warned:
+            self._warned[what] = None
+            _log.warning("%r: %s", self._identifier, what)
 
     async def _regain(self, client: MqttClient) -> None:
         # Each attempt may cost a connection.

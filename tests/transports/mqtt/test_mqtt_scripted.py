@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -316,6 +317,33 @@ async def test_an_inbox_over_which_the_broker_closes_stops_requests_and_no_publi
                 return False
 
         await eventually(has_inbox)
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ((1, 0x87), "'app.0': operators cannot have dead letters replayed: .*0x87"),
+        ((1,), "'app.0': operators cannot have dead letters replayed: .*0x80"),
+        ((0, 1), "'app.0': the broker grants only QoS 0 for '_spa/reply/app/.*': replies may be"),
+    ],
+)
+async def test_what_the_inbox_lacks_is_said_once(
+    codes: tuple[int, ...], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.subscribe(*codes)
+        peer.puback(await peer.expect("PUBLISH"))
+        peer.close()
+
+    async with ScriptedBroker(script) as broker, client(broker, start=False) as app:
+        app.bus.take_commands(lambda command: None)
+        await app.start()
+        for _ in range(2):
+            await app.bus.publish(Envelope(topic="t"), timeout=60)
+        assert broker.connections == 2
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [bool(re.match(said, line)) for line in warnings].count(True) == 1, warnings
 
 
 async def test_a_subscription_answered_with_a_code_that_grants_nothing_is_refused() -> None:
