@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from spa_dat._environment import Environment
 from spa_dat._limited_log import LimitedLog
 from spa_dat._logs import get_logger
 from spa_dat._pytest import require
@@ -38,15 +37,6 @@ NOW = 1_000_000.0
 HOUR = 3_600.0
 
 
-class Clock(Environment):
-    """Wall time that a test sets."""
-
-    time = NOW
-
-    def now(self) -> float:
-        return self.time
-
-
 @dataclass
 class World:
     """A cluster with a changelog, and a folder."""
@@ -58,7 +48,7 @@ class World:
     identifier: str = "id"
     partitions: int = 1
     end: int = 0
-    clock: Clock = field(default_factory=lambda: Clock(0))
+    now: float = NOW
 
     @property
     def path(self) -> Path:
@@ -70,7 +60,7 @@ class World:
         """Open it, and close it at the end."""
         lost: list[SnapshotLost] = []
         log = LimitedLog(get_logger("spa_dat.snapshots"))
-        one = Snapshot(lambda: self.path, self.clock, log, lost.append)
+        one = Snapshot(lambda: self.path, log, lost.append)
         await one.open(self.identifier, self.partitions)
         try:
             yield one
@@ -90,7 +80,7 @@ class World:
         """Bring states up to date."""
         config = KafkaConfig(self.bench.admin, request_timeout=10.0)
         async with asyncio.timeout(60):
-            await restore(config, "test", self.topic, {0: states}, self.clock.time)
+            await restore(config, "test", self.topic, {0: states}, self.now)
 
     async def change(self, **values: str | None) -> None:
         """Commit a change of states."""
@@ -268,26 +258,98 @@ async def an_offset_before_the_start(world: World) -> None:
 @program
 async def one_that_is_older_than_what_deletes_keys(world: World) -> None:
     world.mark()
-    world.clock.time = NOW + 13 * HOUR
+    world.now = NOW + 13 * HOUR
     async with world.snapshot() as snapshot:
         # Nothing was written since.
         assert await found(await world.read(snapshot)) == FROM_THE_FILE
     assert world.logged() == []
-    world.clock.time = NOW + 26 * HOUR
+    world.now = NOW + 26 * HOUR
     await world.change(a="0")
     await world.change(a="1")
     await is_thrown_away(world, "it is 13 hours old")
 
 
 @program
+async def one_from_before_a_clock_was_set_back(world: World) -> None:
+    world.mark()
+    world.now = NOW - 13 * HOUR
+    await world.change(a="0")
+    await world.change(a="1")
+    await is_thrown_away(world, "it is from a time that has not come yet")
+
+
+@program
 async def what_was_known_all_the_time_is_not_too_old(world: World) -> None:
     async with world.snapshot() as snapshot:
         states = await world.read(snapshot)
-        world.clock.time = NOW + 26 * HOUR
+        # As if there had been commits of its own until an hour ago.
+        states.at = NOW + 25 * HOUR
+        world.now = NOW + 26 * HOUR
         await world.change(b="4")
         await world.restore(states)
         assert await found(states) == [b"1", b"4", None]
     assert world.logged() == []
+
+
+@program
+async def what_a_member_knew_before_it_was_away_for_too_long_is_read_again(world: World) -> None:
+    async with world.snapshot() as snapshot:
+        states = await world.read(snapshot)
+        # Nothing of it tells that a key was deleted: that was removed from the changelog, too.
+        states.apply(b"gone", b"3")
+        await snapshot.write(states)
+        world.now = NOW + 26 * HOUR
+        await world.change(b="4")
+        await world.restore(states)
+        assert await found(states) == [b"1", b"4", None]
+    (line,) = world.logged()
+    assert "it is 26 hours old" in line
+
+
+@program
+async def what_is_read_in_parts_is_as_old_as_its_first_part(world: World) -> None:
+    async with world.snapshot() as snapshot:
+        states = PartitionStates(snapshot)
+        states.position, states.at = 1, NOW - HOUR
+        await snapshot.write(states)
+        assert await snapshot.place(0) == (1, NOW - HOUR)
+        await world.restore(states)
+        place = await snapshot.place(0)
+        assert place is not None
+        assert place.at == NOW
+
+
+@program
+async def what_is_written_waits_for_no_others_that_go_on_changing(world: World) -> None:
+    async with world.snapshot() as snapshot:
+        states, busy = PartitionStates(snapshot, 1), PartitionStates(snapshot, 2)
+        use = snapshot._use
+        goes_on = True
+
+        async def used(work: Callable[[SnapshotFile], Any]) -> Any:
+            if goes_on:
+                busy.apply(b"key", b"x" * 5_000_000)
+                snapshot.note(busy)
+            await asyncio.sleep(0)
+            return await use(work)
+
+        snapshot._use = used  # type: ignore[method-assign]
+        snapshot.note(busy)
+        states.apply(b"a", b"1")
+        try:
+            async with asyncio.timeout(60):
+                await snapshot.write(states)
+        finally:
+            goes_on = False
+        assert states.values == {}
+
+
+@program
+async def one_that_is_closed_is_never_taken_for_a_state_that_is_not_there(world: World) -> None:
+    async with world.snapshot() as snapshot:
+        states = await world.read(snapshot)
+    with pytest.raises(StateNotWritten):
+        await states.load("a")
 
 
 @program
@@ -374,7 +436,7 @@ async def test_a_disk_that_hangs_does_not_keep_a_program_from_ending(
 
     monkeypatch.setattr(_snapshots, "_LAST_WRITE", 0.1)
     log = LimitedLog(get_logger("spa_dat.snapshots"))
-    snapshot = Snapshot(lambda: tmp_path / "file", Clock(0), log, lambda error: None)
+    snapshot = Snapshot(lambda: tmp_path / "file", log, lambda error: None)
     await snapshot.open("id", 1)
     states = PartitionStates(snapshot)
     states.apply(b"a", b"1")

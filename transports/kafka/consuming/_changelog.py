@@ -77,8 +77,10 @@ async def restore(
                 known.forget()
                 if known.snapshot is not None:
                     await known.snapshot.forget(known.partition, why)
+            if not known.position:
+                known.at = now
             reader.seek(place, max(known.position, starts[place]))
-        await _read(reader, config, places, ends, states, on_restored)
+        await _read(reader, config, places, ends, states, now, on_restored)
     finally:
         await stop_consumer(reader, _STOP_TIMEOUT)
 
@@ -91,13 +93,12 @@ def _why_useless(known: PartitionStates, start: int, end: int, now: float) -> st
         return f"it is up to offset {known.position}, and the changelog begins at {start}"
     if known.position > end:
         return f"it is up to offset {known.position}, and the changelog ends at {end}"
+    age = now - known.at
     # Behind what was written last there is the marker of its transaction.
-    if known.at is not None and now - known.at > _TOO_OLD and end > known.position + 1:
-        return (
-            f"it is {(now - known.at) / 3600:.0f} hours old, and what was deleted meanwhile may not"
-            " be in the changelog any more"
-        )
-    return None
+    if end <= known.position + 1 or abs(age) <= _TOO_OLD:
+        return None
+    old = f"{age / 3600:.0f} hours old" if age > 0 else "from a time that has not come yet"
+    return f"it is {old}, and what was deleted meanwhile may not be in the changelog any more"
 
 
 async def _read(
@@ -106,6 +107,7 @@ async def _read(
     places: list[TopicPartition],
     ends: Mapping[TopicPartition, int],
     states: Mapping[int, PartitionStates],
+    now: float,
     on_restored: Callable[[PartitionStates], None],
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -128,10 +130,12 @@ async def _read(
         for place in [*left]:
             known = states[place.partition]
             is_over = known.position >= ends[place]
+            if is_over:
+                known.at = now
             if known.snapshot is not None and (is_over or known.many):
                 await known.snapshot.write(known)
             if is_over:
-                known.restored, known.at = True, None
+                known.restored = True
                 on_restored(known)
                 left.remove(place)
         if moved:

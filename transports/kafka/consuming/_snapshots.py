@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...._busy_threads import has_own_clock
-from ...._environment import Environment
 from ...._limited_log import LimitedLog
 from ....errors import ConfigurationError, StateNotWritten
 from ._snapshot_file import Place, SnapshotFile
@@ -39,6 +39,20 @@ def key_bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
+class _Stage(enum.Enum):
+    """The stages of a snapshot.
+
+    Attributes:
+        NEW: it was not tried yet to open its file.
+        TRIED: it was; whether that has succeeded the file shows.
+        CLOSED: nobody may ask it any more.
+    """
+
+    NEW = enum.auto()
+    TRIED = enum.auto()
+    CLOSED = enum.auto()
+
+
 class PartitionStates:
     """What is committed of the keys of one partition.
 
@@ -52,8 +66,8 @@ class PartitionStates:
             those that are not written yet, None for one that was deleted.
         position: the offset in the changelog up to which they are known.
         restored: whether that was its end when nobody else could write there any more.
-        at: when the snapshot was written that they are from, in seconds since 1970; None if all
-            that came after it is known, too.
+        at: when the position was the end of the changelog, or reading it from its start began, in
+            seconds since 1970.
         size: bytes in ``values``, or more.
     """
 
@@ -62,7 +76,7 @@ class PartitionStates:
         self.values: dict[bytes, bytes | None] = {}
         self.position = 0
         self.restored = False
-        self.at: float | None = None
+        self.at = 0.0
         self.size = 0
         self._snapshot = snapshot
 
@@ -96,7 +110,7 @@ class PartitionStates:
         self.values = {}
         self.position = self.size = 0
         self.restored = False
-        self.at = None
+        self.at = 0.0
 
     def written(self, values: dict[bytes, bytes | None]) -> None:
         """Note that values are in the snapshot."""
@@ -113,6 +127,8 @@ class PartitionStates:
         """
         if not self.restored:
             raise StateNotWritten("the states of the keys are still read from their changelog")
+        if self._snapshot is not None and self._snapshot.closed:
+            raise StateNotWritten("the states of the keys were given up")
         known = key_bytes(key)
         snapshot = self.snapshot
         if snapshot is None or known in self.values:
@@ -128,7 +144,6 @@ class Snapshot:
 
     Args:
         path: returns where its file is; raises ConfigurationError if there is no place for it.
-        environment: the clock.
         log: where it is told that, and why, one is thrown away.
         on_lost: called when what was in it has to be read from the changelog.
     """
@@ -136,22 +151,22 @@ class Snapshot:
     def __init__(
         self,
         path: Callable[[], Path],
-        environment: Environment,
         log: LimitedLog,
         on_lost: Callable[[SnapshotLost], None],
     ) -> None:
         self._path = path
-        self._now = environment.now
         self._log = log
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         inline = has_own_clock(self._loop)
         self._thread = None if inline else ThreadPoolExecutor(1, "spa_dat snapshot")
         self._file: SnapshotFile | None = None
-        self._tried = False
+        self._stage = _Stage.NEW
         self._loads: dict[tuple[int, bytes], asyncio.Future[bytes | None]] = {}
         self._loading: asyncio.Task[None] | None = None
         self._changed: dict[PartitionStates, None] = {}
+        # What is being written, and what is next.
+        self._round: dict[PartitionStates, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
 
@@ -160,6 +175,11 @@ class Snapshot:
         """Whether it can be used."""
         return self._file is not None
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: what is not in memory is not known any more."""
+        return self._stage is _Stage.CLOSED
+
     async def open(self, topic: str, partitions: int) -> None:
         """Open its file, unless that was tried before; throw away what is of another changelog.
 
@@ -167,8 +187,8 @@ class Snapshot:
             topic: the id of the changelog.
             partitions: how many it has.
         """
-        if not self._tried:
-            self._tried = True
+        if self._stage is _Stage.NEW:
+            self._stage = _Stage.TRIED
             try:
                 path = self._path()
                 self._file = await self._in_thread(lambda: SnapshotFile(path))
@@ -255,18 +275,24 @@ class Snapshot:
         if self._file is None:
             return
         self._changed[states] = None
-        if states.many:
+        self._write_soon()
+
+    def _write_soon(self) -> None:
+        if any(states.many for states in self._changed):
             self._write_now()
-        elif self._timer is None:
+        elif self._changed and self._timer is None:
             self._timer = self._loop.call_later(_WRITE_AFTER, self._write_now)
 
     def _write_now(self) -> asyncio.Task[None]:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         if self._writing is None:
             self._writing = self._loop.create_task(self._write())
         return self._writing
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def write(self, states: PartitionStates) -> None:
         """Write what is known of a partition.
@@ -275,17 +301,18 @@ class Snapshot:
             SnapshotLost: it could not be written.
         """
         self._changed[states] = None
-        while states in self._changed or self._writing is not None:
+        # Others may go on changing for ever.
+        while states in self._changed or states in self._round:
             await asyncio.wait((self._write_now(),))
         if self._file is None:
             raise SnapshotLost("the snapshot was thrown away")
 
     async def _write(self) -> None:
+        self._round, self._changed = self._changed, {}
         try:
-            while self._changed:
-                states = next(iter(self._changed))
-                del self._changed[states]
-                values, at = dict(states.values), Place(states.position, self._now())
+            while self._round:
+                states = next(iter(self._round))
+                values, at = dict(states.values), Place(states.position, states.at)
                 number = states.partition
                 try:
                     await self._use(partial(_write, number, values, at))
@@ -293,8 +320,11 @@ class Snapshot:
                     self._changed.clear()
                     return
                 states.written(values)
+                del self._round[states]
         finally:
+            self._round = {}
             self._writing = None
+        self._write_soon()
 
     # The file.
 
@@ -327,7 +357,7 @@ class Snapshot:
 
     async def close(self) -> None:
         """Write what is left, and release the file. Never raises; bounded in time."""
-        self._tried = True
+        self._stage = _Stage.CLOSED
         ending = asyncio.ensure_future(self._end())
         await asyncio.wait((ending,), timeout=_LAST_WRITE)
         if not ending.done():
@@ -339,11 +369,11 @@ class Snapshot:
             self._thread.shutdown(wait=False)
 
     async def _end(self) -> None:
-        if self._changed:
-            self._write_now()
-        for task in (self._writing, self._loading):
-            if task is not None:
-                await asyncio.wait((task,))
+        while self._changed or self._writing is not None:
+            await asyncio.wait((self._write_now(),))
+        if self._loading is not None:
+            await asyncio.wait((self._loading,))
+        self._cancel_timer()
         file, self._file = self._file, None
         if file is not None:
             await self._in_thread(file.close)

@@ -66,6 +66,7 @@ class UnitCommits:
         changelog: the topic of the states of keys; empty if none are kept.
         log: where failures are logged, of all assignments.
         trouble: returns why transactions of all assignments keep failing; None if they do not.
+        now: returns the seconds since 1970.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class UnitCommits:
         changelog: str,
         log: LimitedLog,
         trouble: Callable[[], str | None],
+        now: Callable[[], float],
     ) -> None:
         self._changelog = changelog
         self._assignment = assignment
@@ -93,6 +95,7 @@ class UnitCommits:
         self._loop = asyncio.get_running_loop()
         self._log = log
         self._trouble = trouble
+        self._now = now
         self._units: list[_Unit] = []
         for partition, tracker in assignment.trackers.items():
             assert isinstance(tracker, UnitTracker)
@@ -227,7 +230,7 @@ class UnitCommits:
                 committed()
         if tracker.states is not None:
             log = TopicPartition(self._changelog, place.partition)
-            await _keep(tracker.states, ends.get(log))
+            await _keep(tracker.states, ends.get(log), self._now())
 
     def _fail(self, place: TopicPartition, error: TransactionFailed) -> None:
         self._stats["kafka.transactions_failed"] += 1
@@ -282,16 +285,17 @@ class UnitCommits:
             await self._commit(unit, due)
 
 
-async def _keep(states: PartitionStates, end: int | None) -> None:
+async def _keep(states: PartitionStates, end: int | None, now: float) -> None:
     """Have what was committed written to the snapshot; wait if there is too much that is not.
 
     Args:
         states: has it already.
         end: the offset behind it; None if no state has changed.
+        now: seconds since 1970.
     """
     if end is None or not states.restored:
         return
-    states.position = end
+    states.position, states.at = end, now
     if states.snapshot is not None:
         states.snapshot.note(states)
         if states.too_many:

@@ -75,9 +75,7 @@ class Units:
         if folder is None:
             return None
         name = f"{self._client_id}.snapshot"
-        return Snapshot(
-            lambda: folder() / name, context.surroundings.environment, self._log, self._lost
-        )
+        return Snapshot(lambda: folder() / name, self._log, self._lost)
 
     def _lost(self, error: SnapshotLost) -> None:
         """Have all states read again, as nothing of what was not in memory is known any more."""
@@ -171,6 +169,7 @@ class Units:
             self._changelog,
             self._log,
             lambda: self.trouble,
+            context.surroundings.environment.now,
         )
 
     async def prepare(self, consumer: Any, assignment: Assignment) -> None:
