@@ -19,8 +19,8 @@ from spa_dat.transports.mqtt.protocol._open_socket import open_socket
 from spa_dat.transports.mqtt.protocol._packets import PINGREQ
 from spa_dat.transports.mqtt.protocol._stream import FrameStream
 from spa_dat.transports.mqtt.protocol._subscribe import SubscribeRequests
-from support.mqtt import client
-from support.scripted import Peer, ScriptedBroker
+from support.mqtt import Recorder, client
+from support.scripted import Peer, ScriptedBroker, publish
 from support.waiting import eventually
 
 SECONDS = 10.0
@@ -166,6 +166,41 @@ async def test_while_reading_is_paused_pings_go_out_and_silence_is_not_judged() 
     assert link.silent_at is None
     assert link.pings >= 190
     link.keepalive.stop()
+
+
+@pytest.mark.parametrize("how", ["in good order", "with a reason", "with a reset"])
+async def test_a_broker_that_closes_while_reading_is_paused_is_noticed(how: str) -> None:
+    """As when it is restarted while a handler is slow: nobody reads that it has closed."""
+    full = asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.ready()
+        # Answers pings.
+        await peer.expect("PUBLISH")
+
+    async def closing(peer: Peer) -> None:
+        await peer.ready()
+        for packet_id in (1, 2):
+            peer.send(publish(packet_id))
+        await full.wait()
+        if how == "in good order":
+            peer.close()
+        elif how == "with a reason":
+            peer.goodbye(0x8B)
+        else:
+            peer.reset()
+
+    async with (
+        ScriptedBroker(talk, closing, talk) as broker,
+        client(broker, keepalive=1) as app,
+    ):
+        slow = Recorder(settle=False)
+        consumer, _ = await app.consume("t", recorder=slow, window=1)
+        await eventually(lambda: app.stats["mqtt.paused"] == 1)
+        full.set()
+        await eventually(lambda: broker.connections >= 3)
+        assert slow.events[0] == "hold"
+        await eventually(lambda: consumer.trouble is None)
 
 
 @pytest.mark.virtual

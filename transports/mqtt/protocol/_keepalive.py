@@ -51,7 +51,7 @@ class KeepAlive:
 
     A dead connection is detected within one and a half times ``seconds`` after the last sign of
     life. While reading is paused the broker's answers cannot be seen and are not expected; pings
-    are still sent, so that the broker does not give up.
+    are still sent, so that the broker does not give up, and that writing fails if it has closed.
 
     A proxy in between may accept a large message at once and pass it on slowly, which cannot be
     told from a frozen broker. As long as the peer's system accepts everything, including pings,
@@ -136,7 +136,9 @@ class KeepAlive:
             self._on_silence(reason)
             return
         self._departed = departed
-        is_idle = not stream.spoken and departed >= stream.written
+        # Of a peer that has closed while reading is paused only writing again tells: the first ping
+        # is answered with a reset, and counts as on its way for ever.
+        is_idle = not stream.spoken and (stream.paused or departed >= stream.written)
         if is_idle or (self._asked is None and not stream.heard):
             if self._asked is None:
                 self._asked = stream.written
