@@ -23,7 +23,7 @@ class Outcome(msgspec.Struct, eq=False):
         dropped: called if the attempt fails after all, which it cannot once it is settled.
         key: the key whose state has changed; None if none has.
         value: what is kept of that key from now on; None for nothing.
-        size: the bytes of the outputs, once the unit has them.
+        size: the bytes of the outputs, as whoever has it counts them.
     """
 
     outputs: list[object] = []

@@ -10,12 +10,11 @@ import msgspec
 
 from ..._texts import describe, quoted
 from ...actors import refuse_unrun
-from ...errors import ConfigurationError, MessageTooLarge, OutboxFull, RemoteError
+from ...errors import ConfigurationError, OutboxFull, RemoteError
 from ...transports import Delivery, Envelope, payload_too_large
-from ...transports._outbox import size_of
 from ...transports._state_store import Change, Handled, MessageIdentity, identity_of
 from ..handling._argument_values import ProducerScope
-from ..messaging._recording_socket import RecordingSocket
+from ..messaging._recording_socket import RecordingSocket, size_with
 from ..messaging._socket import Socket
 from ..messaging._turn import Effects, Turn, current_turn
 from ..options._option_checks import check_name
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StoredLane"]
 
-# Bytes that one message may publish, with so many for each besides its own.
-_MOST_OUTPUT = 67_108_864
-_FOR_EACH_OUTPUT = 1_000
 # Seconds before a key is woken again.
 _AFTER_FAILURE = 1.0
 
@@ -299,14 +295,7 @@ class _StoringSocket(RecordingSocket, KeyedSocket):
         self._connection.provider.check_message(envelope)
         self._connection.recorded(envelope)
         effects = turn.effects
-        size = effects.size + size_of(envelope) + _FOR_EACH_OUTPUT
-        if size > _MOST_OUTPUT:
-            raise MessageTooLarge(
-                "what this message publishes is committed as a whole, and with the one to"
-                f" {quoted(envelope.topic)} it has {size} bytes, while {_MOST_OUTPUT} are allowed:"
-                " publish less for each message"
-            )
-        effects.size = size
+        effects.size = size_with(effects.size, envelope)
         effects.outputs.append(envelope)
         return True
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..._texts import quoted
+from ...errors import MessageTooLarge
 from ...transports import Envelope
+from ...transports._outbox import size_of
 from ._socket import Socket
 
-__all__ = ["RecordingSocket"]
+__all__ = ["RecordingSocket", "size_with"]
+
+# Bytes that one message may publish, with so many for each besides its own.
+_MOST_OUTPUT = 67_108_864
+_FOR_EACH_OUTPUT = 1_000
 
 
 class RecordingSocket(Socket):
@@ -33,3 +40,23 @@ class RecordingSocket(Socket):
 
     def _record_or_post(self, envelope: Envelope) -> object:
         return None if self._recorded(envelope) else self._connection.post(envelope)
+
+
+def size_with(size: int, envelope: Envelope) -> int:
+    """Return the bytes of what a message publishes with one more.
+
+    Args:
+        size: those of what it has published so far.
+        envelope: what it publishes now.
+
+    Raises:
+        MessageTooLarge: together they cannot be committed.
+    """
+    size += size_of(envelope) + _FOR_EACH_OUTPUT
+    if size > _MOST_OUTPUT:
+        raise MessageTooLarge(
+            "what this message publishes is committed as a whole, and with the one to"
+            f" {quoted(envelope.topic)} it has {size} bytes, while {_MOST_OUTPUT} are allowed:"
+            " publish less for each message"
+        )
+    return size

@@ -23,7 +23,7 @@ from spa_dat import (
     SocketProviderFactory,
     on,
 )
-from spa_dat.errors import ConfigurationError, PublishRefused, RemoteError
+from spa_dat.errors import ConfigurationError, MessageTooLarge, PublishRefused, RemoteError
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports.kafka.consuming._unit_tracker import RefusedOutcomes
 from spa_dat.transports.kafka.consuming._units import Units
@@ -78,6 +78,25 @@ def test_an_attempt_that_fails_publishes_nothing() -> None:
         assert sorted(harness.published("invoices")) == [12, 14]
         (letter,) = harness.dead_letters()
         assert (letter.payload, letter.error) == (b"13", "ValueError")
+
+
+def test_what_one_message_publishes_is_limited_in_bytes() -> None:
+    app = application()
+
+    @app.application("orders", exactly_once=True, retry=RetryPolicy(attempts=1))
+    async def orders(count: int, socket: Socket) -> None:
+        for _ in range(count):
+            socket.post("invoices", b"x" * 1_000_000)
+
+    with Harness(app) as harness:
+        harness.expect_failure(MessageTooLarge)
+        for count in (70, 2):
+            harness.publish("orders", count)
+        harness.settle()
+        (letter,) = harness.dead_letters()
+        assert letter.error == "MessageTooLarge"
+        assert "publish less for each message" in letter.text
+        assert len(harness.messages("invoices")) == 2
 
 
 def test_messages_with_the_same_key_stay_in_order_in_lanes() -> None:
