@@ -271,7 +271,7 @@ class DurableStates:
             numbers: Sequence[int | None] | Exception = ()
             if changes or sent or acknowledged:
                 try:
-                    numbers = store.commit(changes, sent, acknowledged)
+                    numbers = _numbers(changes, store.commit(changes, sent, acknowledged))
                     if trim:
                         store.trim(self._now())
                 except Exception as error:  # noqa: BLE001 (each has to learn of it)
@@ -344,6 +344,17 @@ def _answer(store: StateStore, question: Callable[[StateStore], Any]) -> Any:
         return _as_not_written(error)
 
 
+def _numbers(changes: Sequence[Change], returned: Any) -> Sequence[int | None]:
+    """Return what a store has returned for changes; raise TypeError if it is not one for each."""
+    numbers: list[int | None] = list(returned)
+    if len(numbers) != len(changes):
+        raise TypeError(
+            f"commit() has returned {len(numbers)} numbers for {len(changes)} changes: return one"
+            " for each, or None for a conflict"
+        )
+    return numbers
+
+
 def _as_not_written(error: Exception) -> Exception:
     """Return what a store has raised, so that the message is tried again, whatever it is.
 
@@ -360,6 +371,8 @@ def _known(
     store: StateStore, actor: str, key: str | None, message: MessageIdentity | None
 ) -> Known:
     stored = None if key is None else store.load(actor, (key,)).get(key)
+    if not isinstance(stored, StoredKey | None):
+        raise TypeError(f"load() has returned {quoted(stored, 200)} for a key: return a StoredKey")
     found = False if message is None else store.find(message)
     if isinstance(found, Handled):
         return Known(stored, found, reused=False)

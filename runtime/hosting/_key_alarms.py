@@ -99,7 +99,10 @@ class KeyAlarms:
             return
         self._again = False
         actor, most = self._actor, len(self._awake) + _AT_ONCE
-        self._looking = self._states.ask(lambda store: store.first_due(actor, most))
+        self._looking = self._states.ask(
+            # What a store returns is found wrong where it is tried again.
+            lambda store: [(key, float(when)) for key, when in store.first_due(actor, most)]
+        )
         self._looking.add_done_callback(self._looked)
 
     def _looked(self, looking: asyncio.Future[Sequence[tuple[str, float]]]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from spa_dat.runtime.messaging._stored_letter import LetterFilter
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope
 from spa_dat.transports._sqlite_states import SqliteStates
-from spa_dat.transports._state_store import Change
+from spa_dat.transports._state_store import Change, StoredKey
 from spa_dat.transports.memory import MemoryBus
 from support.waiting import eventually
 
@@ -324,6 +325,65 @@ async def test_a_file_that_is_in_use_is_refused(tmp_path: Path) -> None:
         async with application(tmp_path, []):
             pass
     store.close()
+
+
+class Mistaken(SqliteStates):
+    """A store whose methods each return something wrong once."""
+
+    def __init__(self, path: Path, wrong: dict[str, Any]) -> None:
+        super().__init__(path)
+        self.wrong = wrong
+
+    def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, StoredKey]:
+        """Return what is no StoredKey."""
+        return self.wrong.pop("load", None) or super().load(actor, keys)
+
+    def commit(
+        self, changes: Sequence[Change], sent: Sequence[int], acknowledged: Sequence[int] = ()
+    ) -> Sequence[int | None]:
+        """Return another number of numbers than there are changes."""
+        return self.wrong.pop("commit", None) or super().commit(changes, sent, acknowledged)
+
+    def first_due(self, actor: str, most: int) -> Sequence[tuple[str, float]]:
+        """Return keys without times."""
+        return self.wrong.pop("first_due", None) or super().first_due(actor, most)
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "text"),
+    [
+        ("load", {"a": (b"", 1)}, r"load\(\) has returned \(b'', 1\) for a key"),
+        ("commit", [1, 2, 3], r"commit\(\) has returned 3 numbers for 1 changes"),
+        ("first_due", ["a"], "cannot look for keys whose time has come"),
+    ],
+)
+async def test_a_store_that_returns_something_wrong_is_asked_again(
+    method: str, returned: Any, text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+    store = Mistaken(tmp_path / "states", {method: returned})
+    app = DistributedApplication("memory://", name="app")
+
+    @app.application(
+        "work/{key}",
+        per="key",
+        state=Count,
+        durable=Durable(store=lambda name: store),
+        retry=RetryPolicy(attempts=1, first=0.01),
+    )
+    async def work(state: Count, context: Context) -> None:
+        state.n += 1
+        context.remind("again", after=0.0)
+
+    @app.on_reminder("work", "again")
+    async def again(state: Count) -> None:
+        seen.append(state.n)
+
+    async with app:
+        await app.socket().publish("work/a", b"")
+        await eventually(lambda: seen == [1])
+    assert store.wrong == {}
+    assert re.search(text, caplog.text)
 
 
 async def test_scheduled_calls_are_refused(tmp_path: Path) -> None:
