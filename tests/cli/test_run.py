@@ -521,5 +521,7 @@ async def test_a_thread_of_the_program_does_not_keep_a_failed_application_alive(
     (tmp_path / "main.py").write_text(LINGERS)
     with Command(tmp_path, "run", "main.py") as command:
         await command.says("the program has ended, but its thread 'poller' keeps the process alive")
-        await command.says("ERROR spa_dat: the process is ended while some of its threads are")
+        await command.says(
+            "ERROR spa_dat: the process is ended while some of its threads or children are"
+        )
         assert await command.end() == 1

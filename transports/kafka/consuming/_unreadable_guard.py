@@ -31,7 +31,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _NO_LEADER, _WITHOUT_LEADER = -1, 10.0
 _IN_TRANSACTION = 10.0
 # Asked at once again, unless the partition is paused.
-_REFUSED_FOR, _REFUSED_LATELY = 10.0, 2.0
+_FETCHES_REFUSED_FOR, _FETCH_REFUSED_LATELY = 10.0, 2.0
 _OUT_OF_RANGE, _FORBIDDEN = 1, 29
 # A broker's answers for a partition over which the library silently asks again and again.
 _UNSAID: dict[int, Callable[[], Exception]] = {
@@ -231,7 +231,10 @@ class PartitionGuard:
         """
         now = asyncio.get_running_loop().time()
         for partition, refusal in self._refusals.items():
-            lasts = now - refusal.since >= _REFUSED_FOR and now - refusal.last < _REFUSED_LATELY
+            lasts = (
+                now - refusal.since >= _FETCHES_REFUSED_FOR
+                and now - refusal.last < _FETCH_REFUSED_LATELY
+            )
             if lasts and partition not in self._troubles.known:
                 self._reported.add(partition)
                 error = LastingRefusal(f"its broker answers {describe(error_for(refusal.code))}")
