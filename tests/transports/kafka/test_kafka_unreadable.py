@@ -354,11 +354,14 @@ async def test_an_error_that_a_broker_keeps_answering_is_named(
     await asyncio.sleep(60)
     guard.look_for_refusals()
     assert troubles.serious([]) is None
+    assert await answer(not_the_leader, 1) is None
     assert await answer(0, 1) is None
     assert "its broker answers [Error 6] NotLeader" in (await answer(not_the_leader, 30) or "")
     assert await answer(0, 1) is None
     assert "can be read again" in caplog.text
     assert "12345" in (await answer(unheard_of, 30) or "")
+    guard.reassigned([TopicPartition("t", 0)])
+    assert await answer(0, 1) is None
 
 
 async def test_a_start_does_not_wait_for_a_partition_without_a_leader(

@@ -23,7 +23,7 @@ from .._aiokafka_private import (
 from .._errors import describe, error_for
 from ._unreadable_reports import Troubles, Unreadable
 
-__all__ = ["LastingRefusal", "PartitionGuard"]
+__all__ = ["PartitionGuard"]
 
 _log = get_logger(__name__)
 
@@ -98,7 +98,6 @@ class PartitionGuard:
         self._open: dict[TopicPartition, tuple[int, float]] = {}
         # What else brokers answer for partitions, mostly for a moment, and where that was reported.
         self._refusals: dict[TopicPartition, _Refusal] = {}
-        self._reported: set[TopicPartition] = set()
         # Positions of records to be read next that no longer exist.
         self._removed: dict[TopicPartition, int] = {}
         overhear(client_of(consumer), fetched=self._hear, joined=self._hear_of_joining)
@@ -113,7 +112,6 @@ class PartitionGuard:
         self.held.clear()
         self._open.clear()
         self._refusals.clear()
-        self._reported.clear()
         self._removed.clear()
         self._tried = dict(self._troubles.known)
 
@@ -236,12 +234,8 @@ class PartitionGuard:
                 and now - refusal.last < _FETCH_REFUSED_LATELY
             )
             if lasts and partition not in self._troubles.known:
-                self._reported.add(partition)
                 error = LastingRefusal(f"its broker answers {describe(error_for(refusal.code))}")
                 self._troubles.add(partition, Unreadable(error, self.position(partition)))
-        for partition in sorted(self._reported.difference(self._refusals)):
-            self._reported.remove(partition)
-            self._is_over(partition)
 
     def look_for_transactions(self) -> None:
         """Report transactions that do not end, and so hold back everything after them."""
@@ -284,6 +278,11 @@ class PartitionGuard:
                     self._hear_of_removed(TopicPartition(topic, number))
                 if code == 0 and (self._open or more[0] < end):
                     self._hear_of_transactions(TopicPartition(topic, number), more[0], end)
+                if code == 0 and self._troubles.known:
+                    place = TopicPartition(topic, number)
+                    known = self._troubles.known.get(place)
+                    if known is not None and isinstance(known.error, LastingRefusal):
+                        self._is_over(place)
                 if code == 0 and self._tried:
                     place = TopicPartition(topic, number)
                     tried = self._tried.get(place)
@@ -293,7 +292,9 @@ class PartitionGuard:
     def _hear_of_refusal(self, place: TopicPartition, code: int) -> None:
         now = asyncio.get_running_loop().time()
         before = self._refusals.get(place)
-        self._refusals[place] = _Refusal(code, now if before is None else before.since, now)
+        # A partition that is paused is not asked for.
+        goes_on = before is not None and now - before.last < _FETCH_REFUSED_LATELY
+        self._refusals[place] = _Refusal(code, before.since if before and goes_on else now, now)
 
     def _hear_of_removed(self, place: TopicPartition) -> None:
         # The library has found another position by now.
