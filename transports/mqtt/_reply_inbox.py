@@ -75,7 +75,7 @@ class MqttReplyInbox:
         self._ends = 0
         self._regaining: asyncio.Task[None] | None = None
         # Which warnings about what the broker does not grant have been logged.
-        self._warned: dict[str, None] = {}
+        self._warned: set[str] = set()
 
     def connecting(self) -> None:
         """Start over, as another attempt to connect begins."""
@@ -145,15 +145,18 @@ class MqttReplyInbox:
         if code >= _REFUSED:
             return subscribe_refusal(code, pattern)
         if code == 0:
-            self._warn(f"the broker grants only QoS 0 for {pattern!r}: replies may be lost")
+            self._warn(
+                "replies", f"the broker grants only QoS 0 for {pattern!r}: replies may be lost"
+            )
         if self.command_topic is not None and of_commands >= _REFUSED:
             problem = subscribe_refusal(of_commands, self.command_topic)
-            self._warn(f"operators cannot have dead letters replayed: {problem}")
+            self._warn("commands", f"operators cannot have dead letters replayed: {problem}")
         return None
 
-    def _warn(self, what: str) -> None:
-        if what not in self._warned:
-            self._warned[what] = None
+    def _warn(self, of: str, what: str) -> None:
+        # The broker's own words may be others each time.
+        if of not in self._warned:
+            self._warned.add(of)
             _log.warning("%r: %s", self._identifier, what)
 
     async def _regain(self, client: MqttClient) -> None:
