@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from spa_dat._pytest import require
 from spa_dat.errors import ConfigurationError, StateNotWritten
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka import KafkaConfig
-from spa_dat.transports.kafka.consuming import _snapshots
+from spa_dat.transports.kafka.consuming import _changelog, _snapshots
 from spa_dat.transports.kafka.consuming._changelog import restore
 from spa_dat.transports.kafka.consuming._snapshot_file import SnapshotFile
 from spa_dat.transports.kafka.consuming._snapshots import (
@@ -424,6 +425,112 @@ async def one_that_fails_later_is_never_taken_for_a_state_that_is_not_there(worl
         for key in ("a", "b"):
             with pytest.raises(StateNotWritten):
                 await states.load(key)
+
+
+class Reader:
+    """Reads what each step says: records and the position after them, by partition."""
+
+    def __init__(self, *steps: Callable[[], dict[TopicPartition, tuple[list[Any], int]]]) -> None:
+        self._steps = iter(steps)
+        self._positions: dict[TopicPartition, int] = {}
+        self.paused: list[TopicPartition] = []
+
+    async def getmany(
+        self, *places: TopicPartition, timeout_ms: int
+    ) -> dict[TopicPartition, list[Any]]:
+        """As of the library, but regardless of what was asked for."""
+        found = next(self._steps)()
+        self._positions |= {place: position for place, (_, position) in found.items()}
+        return {place: records for place, (records, _) in found.items()}
+
+    async def position(self, place: TopicPartition) -> int:
+        """As of the library."""
+        return self._positions.get(place, 0)
+
+    def pause(self, place: TopicPartition) -> None:
+        """As of the library."""
+        self.paused.append(place)
+
+
+def record(key: bytes, value: bytes) -> Any:
+    return SimpleNamespace(key=key, value=value)
+
+
+async def test_a_partition_that_is_restored_knows_only_what_its_actor_commits() -> None:
+    first, second = TopicPartition("c", 0), TopicPartition("c", 1)
+    states = {number: PartitionStates(None, number) for number in (0, 1)}
+    live: list[int] = []
+
+    def commit() -> dict[TopicPartition, tuple[list[Any], int]]:
+        # The reader has got the first of two.
+        states[0].apply(b"k", b"2")
+        states[0].position = 5
+        return {first: ([record(b"k", b"1")], 4), second: ([record(b"x", b"y")], 5)}
+
+    reader = Reader(lambda: {first: ([record(b"k", b"0")], 2)}, commit)
+    ends, config = {first: 2, second: 5}, KafkaConfig("localhost")
+    await _changelog._read(
+        reader,
+        config,
+        {first: 0, second: 0},
+        ends,
+        states,
+        NOW,
+        lambda it: live.append(it.partition),
+    )
+    assert live == [0, 1]
+    assert await states[0].load("k") == b"2"
+    assert states[0].position == 5
+    assert reader.paused == [first, second]
+
+
+async def test_what_is_read_after_everything_was_forgotten_is_not_taken_for_all(
+    tmp_path: Path,
+) -> None:
+    place = TopicPartition("c", 1)
+    log = LimitedLog(get_logger("spa_dat.snapshots"))
+    snapshot = Snapshot(lambda: tmp_path / "file", log, lambda error: states.forget())
+    await snapshot.open("id", 2)
+    states = PartitionStates(snapshot, 1)
+    states.position = 100
+
+    def fail() -> dict[TopicPartition, tuple[list[Any], int]]:
+        # As when the file cannot be read for another partition.
+        snapshot._file = None
+        states.forget()
+        return {place: ([record(b"y", b"2")], 110)}
+
+    reader = Reader(lambda: {place: ([record(b"x", b"1")], 105)}, fail)
+    with pytest.raises(SnapshotLost):
+        await _changelog._read(
+            reader, KafkaConfig("localhost"), {place: 0}, {place: 110}, {1: states}, NOW, print
+        )
+    assert (states.restored, states.position, states.values) == (False, 0, {})
+    await snapshot.close()
+
+
+async def test_who_gives_up_waiting_for_the_file_leaves_it_to_who_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def opened(path: Path) -> SnapshotFile:
+        begun.set()
+        goes_on.wait(60)
+        return SnapshotFile(path)
+
+    monkeypatch.setattr(_snapshots, "SnapshotFile", opened)
+    log = LimitedLog(get_logger("spa_dat.snapshots"))
+    snapshot = Snapshot(lambda: tmp_path / "file", log, lambda error: None)
+    opening = asyncio.create_task(snapshot.open("id", 1))
+    await asyncio.to_thread(begun.wait, 60)
+    opening.cancel()
+    await asyncio.wait((opening,))
+    goes_on.set()
+    async with asyncio.timeout(60):
+        await snapshot.open("id", 1)
+    assert snapshot.is_open
+    await snapshot.close()
 
 
 async def test_a_disk_that_hangs_does_not_keep_a_program_from_ending(

@@ -14,7 +14,7 @@ from aiokafka.structs import TopicPartition
 from .._aiokafka_private import client_of, keep_connections, stop_consumer
 from .._client_options import common_options, fetch_options, renewed_options
 from .._config import KafkaConfig
-from ._snapshots import PartitionStates
+from ._snapshots import PartitionStates, SnapshotLost
 
 __all__ = ["restore"]
 
@@ -70,6 +70,7 @@ async def restore(
             reader.assign(places)
             starts = await reader.beginning_offsets(places)
             ends = await reader.end_offsets(places)
+        forgotten: dict[TopicPartition, int] = {}
         for place in places:
             known = states[place.partition]
             why = _why_useless(known, starts[place], ends[place], now)
@@ -77,10 +78,11 @@ async def restore(
                 known.forget()
                 if known.snapshot is not None:
                     await known.snapshot.forget(known.partition, why)
+            forgotten[place] = known.forgotten
             if not known.position:
                 known.at = now
             reader.seek(place, max(known.position, starts[place]))
-        await _read(reader, config, places, ends, states, now, on_restored)
+        await _read(reader, config, forgotten, ends, states, now, on_restored)
     finally:
         await stop_consumer(reader, _STOP_TIMEOUT)
 
@@ -104,7 +106,7 @@ def _why_useless(known: PartitionStates, start: int, end: int, now: float) -> st
 async def _read(
     reader: Any,
     config: KafkaConfig,
-    places: list[TopicPartition],
+    forgotten: Mapping[TopicPartition, int],
     ends: Mapping[TopicPartition, int],
     states: Mapping[int, PartitionStates],
     now: float,
@@ -113,18 +115,27 @@ async def _read(
     loop = asyncio.get_running_loop()
     patience = config.request_timeout
     give_up = loop.time() + patience
-    left = [*places]
+    left = [*forgotten]
+
+    def check() -> None:
+        # A snapshot can fail at any time, for other partitions, too. What is read after that would
+        # be taken for all there is.
+        if any(states[place.partition].forgotten != forgotten[place] for place in left):
+            raise SnapshotLost("what was known of the states was forgotten meanwhile")
+
     while left:
         async with asyncio.timeout_at(give_up):
-            fetched = await reader.getmany(timeout_ms=_POLL_MS)
-        for place, records in fetched.items():
+            fetched = await reader.getmany(*left, timeout_ms=_POLL_MS)
+        check()
+        for place in left:
             apply = states[place.partition].apply
-            for record in records:
+            for record in fetched.get(place, ()):
                 if record.key is not None:
                     apply(record.key, record.value)
+        positions = [await reader.position(place) for place in left]
+        check()
         moved = False
-        for place in left:
-            position = await reader.position(place)
+        for place, position in zip(left, positions, strict=True):
             moved = moved or position != states[place.partition].position
             states[place.partition].position = position
         for place in [*left]:
@@ -134,11 +145,14 @@ async def _read(
                 known.at = now
             if known.snapshot is not None and (is_over or known.many):
                 await known.snapshot.write(known)
+                check()
             if is_over:
+                # What comes now is what the actor commits, and may be older than what it knows.
+                reader.pause(place)
                 known.restored = True
                 on_restored(known)
                 left.remove(place)
         if moved:
             give_up = loop.time() + patience
         elif loop.time() >= give_up:
-            raise kafka.KafkaTimeoutError(f"topic {places[0].topic!r} cannot be read to its end")
+            raise kafka.KafkaTimeoutError(f"topic {left[0].topic!r} cannot be read to its end")

@@ -177,6 +177,9 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             wait: whether to wait for what is running.
             commit_within: returns how many seconds the last commit may take.
         """
+        if self.assignment is not None:
+            # A transaction that fails from now on begins nothing anew.
+            self.assignment.end()
         await self._stop_rolling_back()
         if self._units is not None:
             await self._units.stop_restoring()
@@ -277,7 +280,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             self._on_positions(gone)
             self._say_what_comes_again(assignment)
             assignment.open = True
-            if self._units is not None:
+            if self._units is not None and not assignment.ended:
                 # The group does not wait for that.
                 self._units.begin_restoring(self._on_room)
                 for partition in assignment.trackers:

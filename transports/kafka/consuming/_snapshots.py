@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,20 +38,6 @@ def key_bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-class _Stage(enum.Enum):
-    """The stages of a snapshot.
-
-    Attributes:
-        NEW: it was not tried yet to open its file.
-        TRIED: it was; whether that has succeeded the file shows.
-        CLOSED: nobody may ask it any more.
-    """
-
-    NEW = enum.auto()
-    TRIED = enum.auto()
-    CLOSED = enum.auto()
-
-
 class PartitionStates:
     """What is committed of the keys of one partition.
 
@@ -69,6 +54,7 @@ class PartitionStates:
         at: when the position was the end of the changelog, or reading it from its start began, in
             seconds since 1970.
         size: bytes in ``values``, or more.
+        forgotten: how often everything was forgotten.
     """
 
     def __init__(self, snapshot: Snapshot | None = None, partition: int = 0) -> None:
@@ -77,7 +63,7 @@ class PartitionStates:
         self.position = 0
         self.restored = False
         self.at = 0.0
-        self.size = 0
+        self.size = self.forgotten = 0
         self._snapshot = snapshot
 
     @property
@@ -111,6 +97,7 @@ class PartitionStates:
         self.position = self.size = 0
         self.restored = False
         self.at = 0.0
+        self.forgotten += 1
 
     def written(self, values: dict[bytes, bytes | None]) -> None:
         """Note that values are in the snapshot."""
@@ -146,6 +133,9 @@ class Snapshot:
         path: returns where its file is; raises ConfigurationError if there is no place for it.
         log: where it is told that, and why, one is thrown away.
         on_lost: called when what was in it has to be read from the changelog.
+
+    Attributes:
+        closed: whether it was closed: what is not in memory is not known any more.
     """
 
     def __init__(
@@ -161,11 +151,12 @@ class Snapshot:
         inline = has_own_clock(self._loop)
         self._thread = None if inline else ThreadPoolExecutor(1, "spa_dat snapshot")
         self._file: SnapshotFile | None = None
-        self._stage = _Stage.NEW
+        self._opening: asyncio.Task[None] | None = None
+        self.closed = False
         self._loads: dict[tuple[int, bytes], asyncio.Future[bytes | None]] = {}
         self._loading: asyncio.Task[None] | None = None
+        # What is to be written next, and what is being written.
         self._changed: dict[PartitionStates, None] = {}
-        # What is being written, and what is next.
         self._round: dict[PartitionStates, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -175,11 +166,6 @@ class Snapshot:
         """Whether it can be used."""
         return self._file is not None
 
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed: what is not in memory is not known any more."""
-        return self._stage is _Stage.CLOSED
-
     async def open(self, topic: str, partitions: int) -> None:
         """Open its file, unless that was tried before; throw away what is of another changelog.
 
@@ -187,17 +173,10 @@ class Snapshot:
             topic: the id of the changelog.
             partitions: how many it has.
         """
-        if self._stage is _Stage.NEW:
-            self._stage = _Stage.TRIED
-            try:
-                path = self._path()
-                self._file = await self._in_thread(lambda: SnapshotFile(path))
-            except (ConfigurationError, sqlite3.Error, OSError) as error:
-                self._log.warning(
-                    "there is no snapshot of the states of keys, so that all are in memory, and"
-                    " read from their changelog at each start: %s",
-                    error,
-                )
+        if self._opening is None:
+            self._opening = self._loop.create_task(self._open())
+        # Who waits may give up; what was opened would be locked for whoever tries again.
+        await asyncio.shield(self._opening)
         file = self._file
         if file is None:
             return
@@ -206,6 +185,17 @@ class Snapshot:
             file.replaced = None
             if why is not None:
                 self._tell(file.name, f"it is {why}")
+
+    async def _open(self) -> None:
+        try:
+            path = self._path()
+            self._file = await self._in_thread(lambda: SnapshotFile(path))
+        except (ConfigurationError, sqlite3.Error, OSError) as error:
+            self._log.warning(
+                "there is no snapshot of the states of keys, so that all are in memory, and"
+                " read from their changelog at each start: %s",
+                error,
+            )
 
     def _tell(self, name: str, why: str) -> None:
         self._log.warning(
@@ -334,7 +324,8 @@ class Snapshot:
             raise SnapshotLost("the snapshot was thrown away")
         try:
             return await self._in_thread(lambda: work(file))
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, MemoryError, RuntimeError) as error:
+            # The last is said where there is no thread any more.
             lost = SnapshotLost(f"{file.name} cannot be used: {error}")
             await self._lose(file, lost)
             raise lost from error
@@ -357,7 +348,7 @@ class Snapshot:
 
     async def close(self) -> None:
         """Write what is left, and release the file. Never raises; bounded in time."""
-        self._stage = _Stage.CLOSED
+        self.closed = True
         ending = asyncio.ensure_future(self._end())
         await asyncio.wait((ending,), timeout=_LAST_WRITE)
         if not ending.done():
@@ -369,6 +360,8 @@ class Snapshot:
             self._thread.shutdown(wait=False)
 
     async def _end(self) -> None:
+        if self._opening is not None:
+            await asyncio.wait((self._opening,))
         while self._changed or self._writing is not None:
             await asyncio.wait((self._write_now(),))
         if self._loading is not None:

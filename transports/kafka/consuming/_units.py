@@ -85,6 +85,7 @@ class Units:
 
     async def close(self) -> None:
         """Write what is left to the snapshot, and release it."""
+        await self.stop_restoring()
         if self._snapshot is not None:
             await self._snapshot.close()
 
@@ -262,8 +263,9 @@ class Units:
         for states in all_states:
             if states.snapshot is None or states.position:
                 continue
+            forgotten = states.forgotten
             place = await states.snapshot.place(states.partition)
-            if place is not None:
+            if place is not None and states.forgotten == forgotten:
                 states.position, states.at = place
 
     def leave(self, assignment: Assignment) -> None:
