@@ -76,7 +76,9 @@ def compare(counted: Mapping[str, float], before: Mapping[str, float]) -> tuple[
             continue
         change = now / before[name] - 1
         verdict = ""
-        if change > _MOST:
+        if not now:
+            failed, verdict = True, "  nothing was counted"
+        elif change > _MOST:
             failed, verdict = True, f"  more than {_MOST:.0%} more"
         elif change < -_MOST:
             verdict = "  store it"

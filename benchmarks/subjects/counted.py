@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import os
 from collections import Counter as Stats
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
+import spa_dat
 from spa_dat import DistributedApplication, Socket
 from spa_dat.actors import ActorSystem, Mailbox
 from spa_dat.testing import Harness
@@ -29,6 +31,9 @@ from ._child import JSON_PAYLOAD, PAYLOAD, Order, Reading, arguments, report
 from .actors_local import Counter
 
 _CALL, _OPCODE = 0, 7
+# Whatever the folders above are called.
+_PACKAGE = os.path.dirname(spa_dat.__file__) + os.sep
+_HARNESS = os.path.join(_PACKAGE, "harness") + os.sep
 _Traced = ctypes.PYFUNCTYPE(
     ctypes.c_int, ctypes.py_object, ctypes.py_object, ctypes.c_int, ctypes.c_void_p
 )
@@ -79,8 +84,7 @@ class Instructions:
 
 
 def _is_counted(code: CodeType) -> bool:
-    path = code.co_filename.replace("\\", "/")
-    return "/spa_dat/" in path and "/harness/" not in path
+    return code.co_filename.startswith(_PACKAGE) and not code.co_filename.startswith(_HARNESS)
 
 
 @dataclass

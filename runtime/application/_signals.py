@@ -99,8 +99,11 @@ class Signals:
 
     def stopping(self) -> None:
         """Make sure that the program, which is stopping now, ends. Works from any thread."""
-        if self._stopping.acquire(blocking=False):
-            _start_thread(self._enforce_end, name="spa_dat stop")
+        if self._stopping.acquire(blocking=False) and not _start_thread(
+            self._enforce_end, name="spa_dat stop"
+        ):
+            # The next one who asks may find a thread.
+            self._stopping.release()
 
     def _enforce_end(self) -> None:
         self._ended.wait(self._longest_stop)
@@ -244,10 +247,13 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def _start_thread(function: Callable[..., object], *args: object, name: str) -> None:
+def _start_thread(function: Callable[..., object], *args: object, name: str) -> bool:
     # The program may have used up all threads that there may be, and has to end nevertheless.
-    with contextlib.suppress(RuntimeError):
+    try:
         threading.Thread(target=function, args=args, name=name, daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _exit(code: int, *last_words: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ class KeyAlarms:
         actor, most = self._actor, len(self._awake) + _AT_ONCE
         self._looking = self._states.ask(
             # What a store returns is found wrong where it is tried again.
-            lambda store: [(key, float(when)) for key, when in store.first_due(actor, most)]
+            lambda store: [_checked(*due) for due in store.first_due(actor, most)]
         )
         self._looking.add_done_callback(self._looked)
 
@@ -128,3 +129,12 @@ class KeyAlarms:
                 self._wake(key)
         if self._again:
             self._look_in(0.0)
+
+
+def _checked(key: object, when: object) -> tuple[str, float]:
+    if not isinstance(key, str) or not isinstance(when, int | float) or not math.isfinite(when):
+        raise TypeError(
+            f"first_due() of the store has returned {key!r:.100} and {when!r:.100}, and not the"
+            " string and the seconds since 1970 that were stored"
+        )
+    return key, float(when)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import spa_dat
 from support.benchmark_modules import benchmark
 
 pytestmark = pytest.mark.repository
@@ -18,11 +19,14 @@ OF_STORED_COUNTS = pytest.mark.skipif(
 )
 
 
-def of_times(times: int, folder: str) -> int:
+_PACKAGE = Path(spa_dat.__file__).parent
+
+
+def of_times(times: int, folder: Path) -> int:
     """Return what is counted of a loop in a made-up module."""
     source = "def loop(times):\n    for _ in range(times):\n        pass\n"
     names: dict[str, Any] = {}
-    exec(compile(source, f"/x/{folder}/_loops.py", "exec"), names)
+    exec(compile(source, str(folder / "_loops.py"), "exec"), names)
     seen = benchmark("subjects.counted").Instructions()
     with seen.counted():
         names["loop"](times)
@@ -32,10 +36,10 @@ def of_times(times: int, folder: str) -> int:
 
 @OF_STORED_COUNTS
 def test_each_instruction_of_the_package_is_counted_and_none_of_others() -> None:
-    once, twice, thrice = (of_times(times, "spa_dat") for times in (100, 200, 300))
+    once, twice, thrice = (of_times(times, _PACKAGE / "runtime") for times in (100, 200, 300))
     assert 0 < twice - once == thrice - twice
-    assert of_times(100, "spa_dat/harness") == 0
-    assert of_times(100, "aiokafka") == 0
+    assert of_times(100, _PACKAGE / "harness") == 0
+    assert of_times(100, Path("/spa_dat/aiokafka")) == 0
     assert sys.gettrace() is None
 
 
@@ -56,6 +60,9 @@ def test_more_instructions_than_stored_are_told_and_are_an_error() -> None:
     lines, failed = compare({"fast": 102.1}, {"fast": 100.0})
     assert failed
     assert lines[0].endswith("+2.10%  more than 2% more")
+    lines, failed = compare({"fast": 0.0}, {"fast": 100.0})
+    assert failed
+    assert lines[0].endswith("nothing was counted")
     lines, failed = compare({"fast": 97.0}, {"fast": 100.0})
     assert not failed
     assert lines[0].endswith("-3.00%  store it")

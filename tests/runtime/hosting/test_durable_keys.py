@@ -355,6 +355,8 @@ class Mistaken(SqliteStates):
         ("load", {"a": (b"", 1)}, r"load\(\) has returned \(b'', 1\) for a key"),
         ("commit", [1, 2, 3], r"commit\(\) has returned 3 numbers for 1 changes"),
         ("first_due", ["a"], "cannot look for keys whose time has come"),
+        ("first_due", [(["a"], 1.0)], "cannot look for keys whose time has come"),
+        ("first_due", [("a", float("nan"))], "cannot look for keys whose time has come"),
     ],
 )
 async def test_a_store_that_returns_something_wrong_is_asked_again(
