@@ -760,7 +760,7 @@ def _provider(given: ProviderLike | None) -> SocketProvider | None:
 
 def _refuse_keyword(call: Callable[..., object], unknown: Mapping[str, object]) -> Never:
     parameters = inspect.signature(call).parameters.values()
-    known = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
-    raise ConfigurationError(
-        unexpected_keyword(call.__name__, min(unknown), set(known) - {"misplaced"})
-    )
+    known = [
+        one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    raise ConfigurationError(unexpected_keyword(call.__name__, min(unknown), known))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -26,6 +25,7 @@ from ._option_checks import (
     check_retained,
     check_seconds,
     check_wire,
+    nearest_or_all,
     parse_reply_topics,
     parse_rewind_to,
 )
@@ -326,11 +326,7 @@ def merge_options(
             # Only a wrong name needs it.
             from ._names_elsewhere import advice_on_option
 
-            known = ["name", *allowed]
-            near = difflib.get_close_matches(name, known, 1)
-            hint = advice_on_option(name) or (
-                f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-            )
+            hint = advice_on_option(name) or nearest_or_all(name, ["name", *allowed])
             raise ConfigurationError(f"{owner}: unknown option {name!r}; {hint}")
     merged = {name: getattr(options, name) for name in _OPTION_NAMES} | dict(changes)
     return ActorOptions(**merged)

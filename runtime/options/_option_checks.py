@@ -33,6 +33,7 @@ __all__ = [
     "check_seconds",
     "check_wire",
     "is_number",
+    "nearest_or_all",
     "parse_filters",
     "parse_reply_topics",
     "parse_rewind_to",
@@ -64,10 +65,14 @@ def unexpected_keyword(call: str, name: str, known: Iterable[str]) -> str:
         name: the keyword.
         known: those that it takes.
     """
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    hint = nearest_or_all(name, sorted(known))
     return f"{call}() got an unexpected keyword argument {name!r}; {hint}"
+
+
+def nearest_or_all(name: str, known: Sequence[str]) -> str:
+    """Return which name may be meant by one that does not exist, or else which ones there are."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
 
 
 def check_count(owner: str, option: str, value: object, most: int) -> None:
