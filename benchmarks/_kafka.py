@@ -33,6 +33,11 @@ _ONCE, _LEAST = "spa_dat application, exactly once", "spa_dat application, at le
 _TRANSACTIONS = "aiokafka, transactions"
 _QUIX = "Quix Streams, exactly once"
 _BY_HAND = "aiokafka, by hand"
+_RECEIVED = (
+    Column("rate", "messages/s", ratio=True),
+    Column("cpu_us", "CPU µs a message", ".1f", ratio=True),
+    Column("lost", "not received"),
+)
 _AT_ONCE = 100
 _SECONDS = 120.0
 
@@ -82,11 +87,7 @@ def receive(*, quick: bool, peers: str) -> Suite:
             contender(_FASTSTREAM, peers, faststream, "", some, warm_up),
             contender(_FASTSTREAM_ACK, peers, faststream, "ack", few, 500),
         ),
-        (
-            Column("rate", "messages/s", ratio=True),
-            Column("cpu_us", "CPU µs a message", ".1f", ratio=True),
-            Column("lost", "not received"),
-        ),
+        _RECEIVED,
         (
             Target(
                 "Kafka receive rate, by plain aiokafka's",
@@ -150,11 +151,7 @@ def forward(*, quick: bool, peers: str) -> Suite:
             contender(_LEAST, sys.executable, ours, "", records),
             contender(_TRANSACTIONS, peers, "kafka_forward_aiokafka", "", many),
         ),
-        (
-            Column("rate", "messages/s", ratio=True),
-            Column("cpu_us", "CPU µs a message", ".1f", ratio=True),
-            Column("lost", "not received"),
-        ),
+        _RECEIVED,
         (
             Target(
                 "exactly once on Kafka, by plain aiokafka's transactions",
@@ -217,11 +214,7 @@ def keyed(*, quick: bool, peers: str) -> Suite:
             contender(_TRANSACTIONS, peers, "kafka_keyed_aiokafka", "", many),
             contender(_QUIX, peers, "kafka_keyed_quix", "", records),
         ),
-        (
-            Column("rate", "messages/s", ratio=True),
-            Column("cpu_us", "CPU µs a message", ".1f", ratio=True),
-            Column("lost", "not received"),
-        ),
+        _RECEIVED,
         (
             Target(
                 "durable keys on Kafka, by plain aiokafka's transactions",

@@ -140,8 +140,8 @@ def test_a_state_that_went_is_loaded_again() -> None:
         assert counts(harness) == [1, 2]
 
 
-def test_what_was_committed_can_be_looked_at_where_the_partition_is() -> None:
-    app = counting()
+def looked_at(app: DistributedApplication) -> list[object]:
+    """Have the application look at the keys that it is asked for; return what it has seen."""
     seen: list[object] = []
 
     @app.application("look/{key}")
@@ -150,6 +150,13 @@ def test_what_was_committed_can_be_looked_at_where_the_partition_is() -> None:
             seen.append(await app.peek("work", key))
         except NotHere:
             seen.append("not here")
+
+    return seen
+
+
+def test_what_was_committed_can_be_looked_at_where_the_partition_is() -> None:
+    app = counting()
+    seen = looked_at(app)
 
     with Harness(app) as harness:
         harness.publish("work/a", 1)
@@ -463,14 +470,7 @@ def test_a_partition_waits_for_its_states_and_holds_up_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app, keys = counting(), keys_by_partition()
-    seen: list[object] = []
-
-    @app.application("look/{key}")
-    async def look(payload: bytes, key: str) -> None:
-        try:
-            seen.append(await app.peek("work", key))
-        except NotHere:
-            seen.append("not here")
+    seen = looked_at(app)
 
     with Harness(app) as harness:
         for key in every(keys):

@@ -18,7 +18,7 @@ from spa_dat.runtime.application import _signals
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.testing import Mosquitto
 from spa_dat.transports.memory import MemoryProvider
-from support.program import Start
+from support.program import Program, Start
 from support.simulated import SERVER, world
 from support.waiting import eventually
 
@@ -624,6 +624,15 @@ async def test_a_cleanup_that_only_needs_another_cancellation_is_not_abandoned()
     assert app.stats["actors.abandoned"] == 0
 
 
+def ends_by_the_second_signal_after_it_has_told(program: Program) -> None:
+    program.read_until("ready")
+    program.signal(signal.SIGTERM)
+    program.read_until("told")
+    program.signal(signal.SIGTERM)
+    code, _, _ = program.end()
+    assert code == -signal.SIGTERM
+
+
 def test_a_thread_that_keeps_an_ended_program_alive_is_named(start: Start) -> None:
     program = start(
         f"""
@@ -650,12 +659,7 @@ def test_a_thread_that_keeps_an_ended_program_alive_is_named(start: Start) -> No
         app.run()
         """
     )
-    program.read_until("ready")
-    program.signal(signal.SIGTERM)
-    program.read_until("told")
-    program.signal(signal.SIGTERM)
-    code, _, _ = program.end()
-    assert code == -signal.SIGTERM
+    ends_by_the_second_signal_after_it_has_told(program)
 
 
 def test_a_process_that_keeps_an_ended_program_alive_is_named(start: Start) -> None:
@@ -687,12 +691,7 @@ def test_a_process_that_keeps_an_ended_program_alive_is_named(start: Start) -> N
         app.run()
         """
     )
-    program.read_until("ready")
-    program.signal(signal.SIGTERM)
-    program.read_until("told")
-    program.signal(signal.SIGTERM)
-    code, _, _ = program.end()
-    assert code == -signal.SIGTERM
+    ends_by_the_second_signal_after_it_has_told(program)
 
 
 def given_up(app: DistributedApplication) -> list[str]:
