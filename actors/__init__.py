@@ -1,7 +1,7 @@
 """Actors on one event loop: mailboxes, references, supervision. Knows nothing of brokers."""
 
 from ._actor import Actor
-from ._cell import BURST
+from ._actor_cell import BURST
 from ._deadlocks import (
     actor_behind,
     chain_names,

@@ -14,7 +14,7 @@ from ._mailbox import Mailbox
 from ._pykka_adapter import ActorFuture, StoppedFlag
 
 if TYPE_CHECKING:
-    from ._cell import Cell
+    from ._actor_cell import ActorCell
     from ._reference import ActorRef
 
 __all__ = ["Actor"]
@@ -46,7 +46,7 @@ class Actor(_Base):
     topics: ClassVar[Any] = ()
     on_message: Any
 
-    _spa_cell: Cell[Any] | None = None
+    _spa_cell: ActorCell[Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -139,7 +139,7 @@ class Actor(_Base):
         cell = self._spa_cell
         return f"{type(self).__name__} ({'not spawned' if cell is None else cell.address})"
 
-    def _bound(self) -> Cell[Any]:
+    def _bound(self) -> ActorCell[Any]:
         if self._spa_cell is None:
             raise ActorStopped(
                 f"this {type(self).__name__} does not belong to a running actor yet: it does"

@@ -70,7 +70,7 @@ class Frame(msgspec.Struct, eq=False):
 
     def end(self) -> None:
         """Note that the message is done: nobody waits through this frame any more."""
-        # `actors._cell.work` does the same without the call.
+        # `actors._actor_cell.work` does the same without the call.
         self.active = False
         self.parent = self.waiter = None
 

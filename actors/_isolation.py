@@ -315,7 +315,7 @@ async def run_apart(function: Callable[..., Any], /, *args: Any, **kwargs: Any) 
     Raises:
         BaseException: whatever it raises, except RuntimeError for a GeneratorExit.
     """
-    # `actors._cell.work` and `Handling.handle` do the same without the call.
+    # `actors._actor_cell.work` and `Handling.handle` do the same without the call.
     context = copy_context()
     process = os.getpid()
     try:
@@ -334,7 +334,7 @@ async def run_apart(function: Callable[..., Any], /, *args: Any, **kwargs: Any) 
 
 async def go_on_apart(context: Context, awaitable: Any) -> Any:
     """Await something in a context."""
-    # `actors._cell.work` and `Handling.handle` do the same without the call.
+    # `actors._actor_cell.work` and `Handling.handle` do the same without the call.
     coroutine = awaitable if type(awaitable) is CoroutineType else _awaiting(awaitable)
     try:
         waits_for = context.run(coroutine.send, None)

@@ -329,7 +329,7 @@ class Mailbox:
         Raises:
             asyncio.QueueEmpty: there is none.
         """
-        # `actors._cell.work` does the same without the call.
+        # `actors._actor_cell.work` does the same without the call.
         try:
             item = self.items.popleft()
         except IndexError:

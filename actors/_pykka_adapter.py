@@ -18,7 +18,7 @@ from ._local_message import LocalMessage
 
 if TYPE_CHECKING:
     from ._actor import Actor
-    from ._cell import Cell
+    from ._actor_cell import ActorCell
     from ._mailbox import Mailbox
 
 __all__ = [
@@ -98,7 +98,7 @@ class StoppedFlag:
 
     __slots__ = ("_cell",)
 
-    def __init__(self, cell: Cell[Any]) -> None:
+    def __init__(self, cell: ActorCell[Any]) -> None:
         self._cell = cell
 
     def is_set(self) -> bool:
@@ -112,8 +112,8 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
     def __init__(self) -> None:
         super().__init__()
         self._given_up = False
-        self._answers: Cell[Any] | None = None
-        self._asked: Cell[Any] | None = None
+        self._answers: ActorCell[Any] | None = None
+        self._asked: ActorCell[Any] | None = None
         self._watchers: list[Callable[[], None]] = []
 
     def done(self) -> bool:
@@ -156,7 +156,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
             self._given_up = self._result is None
             raise
 
-    def asked_of(self, cell: Cell[Any]) -> None:
+    def asked_of(self, cell: ActorCell[Any]) -> None:
         """Fail when the actor's event loop is closed."""
         self._asked = cell
 
@@ -176,7 +176,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         super().set_exception(exc_info)
         self._notify()
 
-    def answered_by(self, cell: Cell[Any]) -> None:
+    def answered_by(self, cell: ActorCell[Any]) -> None:
         """Remember an actor that asks itself: it cannot wait for the answer within the message."""
         self._answers = cell
 
@@ -245,7 +245,7 @@ class PykkaRef(pykka.ActorRef[Any]):
     It stays valid through restarts. Blocking calls are refused in an event loop's thread.
     """
 
-    def __init__(self, cell: Cell[Any]) -> None:
+    def __init__(self, cell: ActorCell[Any]) -> None:
         self._cell = cell
         self._actor_weakref = cell.current_instance  # type: ignore[assignment]
         self.actor_class: type[Actor] = cell.actor_class

@@ -15,7 +15,7 @@ from ._mailbox import Mailbox
 
 if TYPE_CHECKING:
     from ._actor import Actor
-    from ._cell import Cell
+    from ._actor_cell import ActorCell
 
 __all__ = ["ActorRef"]
 
@@ -31,7 +31,7 @@ class ActorRef(Generic[A_co]):
 
     __slots__ = ("__weakref__", "_cell", "_mailbox", "_thread", "name")
 
-    def __init__(self, cell: Cell[Any]) -> None:
+    def __init__(self, cell: ActorCell[Any]) -> None:
         self.name: str = cell.name
         self._cell = cell
         self._mailbox = cell.mailbox

@@ -14,7 +14,7 @@ from .._limited_log import LimitedLog
 from .._logs import get_logger
 from ..errors import ConfigurationError
 from ._actor import Actor
-from ._cell import Cell
+from ._actor_cell import ActorCell
 from ._deadlocks import current_frame
 from ._mailbox import Mailbox
 from ._pykka_adapter import check_pykka
@@ -67,7 +67,7 @@ class ActorSystem:
         self.context: Context = copy_context()
         self._on_failure = on_failure
         self._on_unhandled = on_unhandled
-        self._cells: dict[str, Cell[Any]] = {}
+        self._cells: dict[str, ActorCell[Any]] = {}
         self._count = 0
         self._global: dict[str, ActorRef[Any]] = {}
 
@@ -114,7 +114,7 @@ class ActorSystem:
             problem = "is empty" if not name else "is taken by a running actor"
             raise ConfigurationError(f"actor name {name!r} {problem}; choose another one")
         box = Mailbox() if mailbox is None else mailbox
-        cell = Cell(self, name, box, factory, restart, receive, leftover, stopped, alias)
+        cell = ActorCell(self, name, box, factory, restart, receive, leftover, stopped, alias)
         self._cells[name] = cell
         if register_globally:
             self._global[name] = cell.ref
@@ -236,7 +236,7 @@ class ActorSystem:
             left = ", ".join(sorted(cell.address for cell in late if not cell.task.done()))
             _log.error("actors still running although they were cancelled: %s", left)
 
-    async def _ended(self, cells: list[Cell[Any]], timeout: float) -> bool:
+    async def _ended(self, cells: list[ActorCell[Any]], timeout: float) -> bool:
         if not cells:
             return True
         _, pending = await asyncio.wait([cell.task for cell in cells], timeout=timeout)
@@ -257,7 +257,7 @@ class ActorSystem:
         if self._on_unhandled is not None:
             self._on_unhandled(ref, unhandled)
 
-    def actor_ended(self, cell: Cell[Any]) -> None:
+    def actor_ended(self, cell: ActorCell[Any]) -> None:
         """Forget an actor that has ended; called by its supervision."""
         self._cells.pop(cell.name, None)
         if not self._cells:

@@ -16,6 +16,7 @@ from ._contract import SocketProvider
 from ._credentials import Secret
 from ._url_options import (
     BusUrl,
+    check_names,
     check_provider_name,
     environment_prefix,
     flag_from_text,
@@ -235,7 +236,7 @@ def _from_document(url: str, name: str | None, options: Mapping[str, object]) ->
         except ConfigurationError as error:
             raise ConfigurationError(f"option url of {table.origin}: {error}") from None
         beside = {option: Given(value, table.origin) for option, value in table.options.items()}
-        _check_names(kind, beside, table.origin)
+        check_names(kind, beside, table.origin)
         for option in beside:
             if option in stated:
                 raise ConfigurationError(
@@ -261,7 +262,7 @@ def _effective(
 ) -> EffectiveConfig:
     """Merge options, those of the call first, then the layers in the order of precedence."""
     in_call = {option: Given(value, "the call") for option, value in options.items()}
-    _check_names(kind, in_call, "the call of from_url")
+    check_names(kind, in_call, "the call of from_url")
     given: dict[str, Given] = {}
     for layer in (in_call, *layers):
         has_password = not _PASSWORDS.isdisjoint(given)
@@ -293,15 +294,6 @@ def _whence(text: str, given: Mapping[str, Given]) -> str:
     return f"; it is from {entry.origin}"
 
 
-def _check_names(kind: type[Config], options: Iterable[str], origin: str) -> None:
-    for option in options:
-        valid = option_types(kind)
-        if option not in valid:
-            raise ConfigurationError(
-                f"option {quoted(option)} of {origin} is not known: {nearest(option, valid)}"
-            )
-
-
 def _of_environment(kind: type[Config], name: str | None) -> dict[str, Given]:
     """Return the options that environment variables give; an empty one gives nothing."""
     found: dict[str, Given] = {}
@@ -322,7 +314,7 @@ def _of_bus(address: BusUrl, origin: str) -> tuple[type[Config], dict[str, Given
     """Return the kind of a bus, and the options that its URL gives."""
     kind, stated = _READERS[address.scheme](address)
     values = dict(stated)
-    _check_names(kind, address.options, str(address))
+    check_names(kind, address.options, str(address))
     for option, text in address.options.items():
         if option in stated:
             raise ConfigurationError(

@@ -188,7 +188,7 @@ def _read(n: int, expires: Any, size: Any, message: Any) -> Row | Unreadable:
     try:
         envelope = _DECODER.decode(message)
         if not isinstance(size, int) or not isinstance(expires, float | None):
-            raise TypeError("its size or its expiry is no number")
+            raise TypeError("its size or its expiry is not a number")
     except (*UNREADABLE, TypeError) as error:
         return Unreadable(n, counted, str(error))
     return Row(n, envelope, expires, size)

@@ -27,6 +27,7 @@ __all__ = [
     "check_choices",
     "check_flag",
     "check_limits",
+    "check_names",
     "check_numbers",
     "check_provider_name",
     "check_text",
@@ -286,6 +287,20 @@ def _members(hint: object) -> tuple[type, ...]:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         parts = [part for part in typing.get_args(hint) if part is not types.NoneType]
     return tuple(typing.get_origin(part) or part for part in parts)
+
+
+def check_names(config: type[Any], options: Iterable[str], origin: str) -> None:
+    """Check that a configuration has these options.
+
+    Raises:
+        ConfigurationError: one is unknown; names the nearest that there is.
+    """
+    valid = option_types(config)
+    for option in options:
+        if option not in valid:
+            raise ConfigurationError(
+                f"option {quoted(option)} of {origin} is not known: {nearest(option, valid)}"
+            )
 
 
 def environment_prefix(name: str | None) -> str:

@@ -1,6 +1,6 @@
 """Real brokers for tests: processes on this machine, started when needed.
 
-It imports no other room of the harness. Begin with `_broker_process`.
+It imports no other folder of the harness. Begin with `_broker_process`.
 """
 
 from __future__ import annotations

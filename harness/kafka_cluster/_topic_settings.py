@@ -59,7 +59,7 @@ def checked_settings(settings: Iterable[tuple[str, str | None]]) -> dict[str, st
     """Return the settings of a new topic by name.
 
     Raises:
-        RequestRefused: there is no such setting, or its value is not allowed; as a broker says it.
+        RequestRefused: there is no such setting, or its value is not allowed; in a broker's words.
     """
     found: dict[str, str] = {}
     for name, value in settings:

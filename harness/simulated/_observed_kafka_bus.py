@@ -75,7 +75,7 @@ class ObservedKafkaBus(KafkaBus):
         return record
 
     def _make(self, topics: Iterable[str], partitions: int) -> None:
-        """Create missing topics, in place of an administrator who has done so long ago."""
+        """Create missing topics, as an administrator would have done beforehand."""
         for topic in topics:
             if topic not in self._cluster.topics:
                 # A topic that cannot be created is refused to whoever uses it, as in production.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..metrics._prometheus import Exposition
     from ._administered_run import AdministeredRun
     from ._letter_pages import LetterPages
-    from ._live_picture import LivePicture
+    from ._live_observer import LiveObserver
     from ._server import AdminServer
 
 __all__ = ["AdminEndpoint", "Answers"]
@@ -67,14 +67,14 @@ class AdminEndpoint:
         self._run = run
         self._address = address
         self._exposition = exposition
-        self._picture: LivePicture | None = None
+        self._picture: LiveObserver | None = None
         self._socket: socket.socket | None = None
         self._server: AdminServer | None = None
         if address is not None:
             # Not at the top: only who asks for it pays for it.
-            from ._live_picture import LivePicture
+            from ._live_observer import LiveObserver
 
-            self._picture = LivePicture(run)
+            self._picture = LiveObserver(run)
 
     def observing(self, observer: Observer | None) -> Observer | None:
         """Return what is to observe the run: this, besides the observer that there is already."""

@@ -328,7 +328,7 @@ class Run:
 
     @property
     def loop_lag(self) -> float | None:
-        """As of `Health`."""
+        """As in `Health`."""
         return self._watchdog.lag
 
     def reasons_not_ready(self) -> dict[str, str]:

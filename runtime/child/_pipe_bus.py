@@ -36,7 +36,7 @@ from ..processes._pipe_messages import (
     Confirmed,
     Connected,
     Deliver,
-    Outcome,
+    Finished,
     Park,
     Post,
     Publish,
@@ -63,7 +63,7 @@ class PipedDelivery(Delivery):
 
     def start(self) -> bool:
         """See `Delivery.start`."""
-        # As of `Delivery`, without the cost of a call.
+        # As in `Delivery`, without the cost of a call.
         if self.state is not _QUEUED:
             return False
         self.state = _RUNNING
@@ -291,13 +291,13 @@ class PipeBus(Bus):
 
     # What the parent says.
 
-    def outcome(self, frame: Confirmed | Outcome | Replied | Connected) -> None:
+    def outcome(self, frame: Confirmed | Finished | Replied | Connected) -> None:
         """Take what the parent says about the bus."""
         if isinstance(frame, Confirmed):
             for number in frame.numbers:
                 self._end(number, None)
             self.tell()
-        elif isinstance(frame, Outcome):
+        elif isinstance(frame, Finished):
             error = None if frame.problem is None else error_of(frame.problem)
             self._end(frame.number, error)
             self.tell()

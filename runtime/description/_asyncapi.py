@@ -17,9 +17,9 @@ from ..messaging._typed_topic import Topic
 from ..payloads._codec import TEXT
 from ..payloads._type_readers import bare_type
 from ..registration._specs import Handler, Spec
-from ._described_buses import DescribedBus, Direction, Place, Role, described
+from ._described_buses import DescribedBus, DescribedChannel, Direction, Role, described
 from ._named_topics import named_topics, names_in
-from ._payload_schemas import Content, PayloadSchemas, shown_type, unique
+from ._payload_schemas import DescribedPayload, PayloadSchemas, shown_type, unique
 
 __all__ = ["NOT_SEEN", "asyncapi_document"]
 
@@ -32,7 +32,7 @@ NOT_SEEN = (
 _NO_NAME = "application without a name"
 _SENDING = frozenset({"publish", "post", "request", "request_many"})
 _ANYTHING: Any = object
-_ERROR = Content(
+_ERROR = DescribedPayload(
     "Error", "an error", TEXT, {"type": "string"}, "In place of a reply: the request has failed."
 )
 _PACKED = "application/vnd.spa-dat+json"
@@ -240,7 +240,7 @@ class _Document:
         self._operations[unique(name, self._operations)] = operation
 
     def _reply(self, spec: Spec[Any], bus: DescribedBus, handler: Handler) -> dict[str, Any]:
-        place = Place(
+        place = DescribedChannel(
             "replies",
             "replies",
             None,
@@ -263,7 +263,7 @@ class _Document:
 
     # Channels and messages.
 
-    def _channel(self, bus: DescribedBus, place: Place) -> str:
+    def _channel(self, bus: DescribedBus, place: DescribedChannel) -> str:
         """Return the name of the channel for a place, which is added if it is not there."""
         known = self._channel_names.get((bus.name, place.pattern))
         if known is not None:
@@ -297,8 +297,8 @@ class _Document:
         self,
         bus: DescribedBus,
         channel: str,
-        place: Place,
-        contents: Iterable[Content],
+        place: DescribedChannel,
+        contents: Iterable[DescribedPayload],
         role: Role,
         spec: Spec[Any],
     ) -> list[Any]:
@@ -315,7 +315,13 @@ class _Document:
         return found
 
     def _message(
-        self, bus: DescribedBus, content: Content, role: Role, place: Place, *, plain: bool
+        self,
+        bus: DescribedBus,
+        content: DescribedPayload,
+        role: Role,
+        place: DescribedChannel,
+        *,
+        plain: bool,
     ) -> str:
         """Return the name of a message, which is added if it is not there."""
         message = self._made(bus, content, role, place, plain=plain)
@@ -330,7 +336,13 @@ class _Document:
         return name
 
     def _made(
-        self, bus: DescribedBus, content: Content, role: Role, place: Place, *, plain: bool
+        self,
+        bus: DescribedBus,
+        content: DescribedPayload,
+        role: Role,
+        place: DescribedChannel,
+        *,
+        plain: bool,
     ) -> dict[str, Any]:
         message: dict[str, Any] = {"title": content.title}
         if content.content_type is not None:
@@ -368,7 +380,7 @@ def _reference(*path: str) -> dict[str, str]:
     return {"$ref": f"#/{'/'.join(path)}"}
 
 
-def _packed(content: Content) -> Content:
+def _packed(content: DescribedPayload) -> DescribedPayload:
     """Return a content as spa-dat 0.4.0 has it, a text in a JSON object."""
     payload: dict[str, Any] = {"type": "string"}
     if content.content_type is not None:
@@ -391,7 +403,7 @@ def _packed(content: Content) -> Content:
         "required": ["Payload", "Topic"],
     }
     note = "In the format of spa-dat 0.4.0: the payload is a text inside of a JSON object."
-    return Content(
+    return DescribedPayload(
         f"{content.name}.packed",
         content.title,
         _PACKED,

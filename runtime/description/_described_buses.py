@@ -21,9 +21,9 @@ from ...transports import (
 from ...transports._topics import RESERVED, reply_filter
 from ...transports.kafka._topic_names import Names, owner_of_topics
 from ..registration._specs import Spec
-from ._payload_schemas import Content, name_of, unique
+from ._payload_schemas import DescribedPayload, name_of, unique
 
-__all__ = ["DescribedBus", "Direction", "Place", "Role", "described"]
+__all__ = ["DescribedBus", "DescribedChannel", "Direction", "Role", "described"]
 
 Direction: TypeAlias = Literal["receive", "send"]
 """The ``action`` of an operation."""
@@ -90,7 +90,7 @@ _ERROR = {"spa_error": _text("The code of the error; the payload is its text.")}
 
 
 @dataclass(frozen=True)
-class Place:
+class DescribedChannel:
     """Where messages are on a bus: a topic, or all topics that match a filter.
 
     Attributes:
@@ -144,13 +144,13 @@ class DescribedBus:
         """Return how clients log in: security schemes by name."""
         return {}
 
-    def places(self, filter_: TopicFilter) -> list[Place]:
+    def places(self, filter_: TopicFilter) -> list[DescribedChannel]:
         """Return where the messages of a filter are."""
         return [_place(filter_, "/")]
 
-    def inbox(self) -> Place:
+    def inbox(self) -> DescribedChannel:
         """Return where the replies to requests of the application arrive."""
-        return Place("reply-inbox", "reply-inbox", None, "The application's reply inbox")
+        return DescribedChannel("reply-inbox", "reply-inbox", None, "The application's reply inbox")
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -174,7 +174,7 @@ class DescribedBus:
         """Return the header of a request that says where the reply goes; None if it is none."""
         return None
 
-    def channel_binding(self, place: Place) -> dict[str, Any]:
+    def channel_binding(self, place: DescribedChannel) -> dict[str, Any]:
         """Return what is special about a channel, by protocol."""
         return {}
 
@@ -184,7 +184,9 @@ class DescribedBus:
         """Return what is special about an operation, by protocol."""
         return {}
 
-    def message_binding(self, content: Content, role: Role, place: Place) -> dict[str, Any]:
+    def message_binding(
+        self, content: DescribedPayload, role: Role, place: DescribedChannel
+    ) -> dict[str, Any]:
         """Return what is special about a message, by protocol."""
         return {}
 
@@ -198,11 +200,11 @@ class DescribedBus:
 class _OnLevels(DescribedBus):
     """A bus with user properties and topics of levels: MQTT, and the one in memory."""
 
-    def inbox(self) -> Place:
+    def inbox(self) -> DescribedChannel:
         named = not self.identity.ephemeral
         first = self.identity.application if named else "{application}"
         parameters = {} if named else {"application": "A random name, new in every run."}
-        return Place(
+        return DescribedChannel(
             name="reply-inbox",
             pattern=reply_filter(self.identity.application),
             address=f"{RESERVED}/reply/{first}/{{run}}/{{correlation}}",
@@ -294,7 +296,9 @@ class _OnMqtt(_OnLevels):
             binding["x-spa-dat-share"] = self.identity.group_of(self._subscription(spec))
         return {"mqtt": {**binding, **_MQTT_BINDING}}
 
-    def message_binding(self, content: Content, role: Role, place: Place) -> dict[str, Any]:
+    def message_binding(
+        self, content: DescribedPayload, role: Role, place: DescribedChannel
+    ) -> dict[str, Any]:
         binding: dict[str, Any] = {}
         if content.content_type == "text/plain":
             binding["payloadFormatIndicator"] = 1
@@ -345,17 +349,17 @@ class _OnKafka(DescribedBus):
             found["clientCertificate"] = {"type": "X509"}
         return found
 
-    def places(self, filter_: TopicFilter) -> list[Place]:
+    def places(self, filter_: TopicFilter) -> list[DescribedChannel]:
         config = self._config
         plain = _place(filter_, ".", config.prefix)
         try:
             selection = Names(config).selection((filter_.pattern,))
         except ConfigurationError as error:
-            return [Place(plain.name, plain.pattern, None, plain.title, note=str(error))]
+            return [DescribedChannel(plain.name, plain.pattern, None, plain.title, note=str(error))]
         bound = {
             config.prefix + topic.name: pair for pair in config.topics.items() for topic in pair[1:]
         }
-        found: list[Place] = []
+        found: list[DescribedChannel] = []
         for name in selection.names:
             if name not in bound:
                 found.append(plain)
@@ -366,14 +370,16 @@ class _OnKafka(DescribedBus):
                 " address."
             )
             key = None if topic.key is None else f"The level {{{topic.key}}} of {address}."
-            found.append(Place(name_of(topic.name), name, name, address, note=note, key=key))
+            found.append(
+                DescribedChannel(name_of(topic.name), name, name, address, note=note, key=key)
+            )
         if selection.pattern is not None:
             found.append(plain)
         return found
 
-    def inbox(self) -> Place:
+    def inbox(self) -> DescribedChannel:
         name = Names(self._config).replies(owner_of_topics(self.identity))
-        return Place("reply-inbox", name, name, "The application's reply inbox")
+        return DescribedChannel("reply-inbox", name, name, "The application's reply inbox")
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -393,7 +399,7 @@ class _OnKafka(DescribedBus):
     def reply_location(self) -> str | None:
         return "$message.header#/reply_to"
 
-    def channel_binding(self, place: Place) -> dict[str, Any]:
+    def channel_binding(self, place: DescribedChannel) -> dict[str, Any]:
         if place.address is None or place.parameters:
             return {}
         return {"kafka": {"topic": place.address, **_KAFKA_BINDING}}
@@ -412,7 +418,9 @@ class _OnKafka(DescribedBus):
         group = {**_TEXT, "const": shared} if self._shares(spec) else of_instance
         return {"kafka": {"groupId": group, **_KAFKA_BINDING}}
 
-    def message_binding(self, content: Content, role: Role, place: Place) -> dict[str, Any]:
+    def message_binding(
+        self, content: DescribedPayload, role: Role, place: DescribedChannel
+    ) -> dict[str, Any]:
         if role in ("reply", "error"):
             return {}
         key = place.key or "Records with the same key stay in order."
@@ -432,7 +440,7 @@ def _kind(provider: SocketProvider) -> type[DescribedBus]:
     return _InMemory if isinstance(provider.config, MemoryConfig) else DescribedBus
 
 
-def _place(filter_: TopicFilter, separator: str, prefix: str = "") -> Place:
+def _place(filter_: TopicFilter, separator: str, prefix: str = "") -> DescribedChannel:
     captures = dict(filter_.captures)
     taken: dict[str, str] = dict.fromkeys(captures.values(), "One level of the topic.")
     levels: list[str] = []
@@ -455,7 +463,7 @@ def _place(filter_: TopicFilter, separator: str, prefix: str = "") -> Place:
         levels.append(f"{{{name}}}")
         names.append(name)
     in_order = {name: taken[name] for name in names if name in taken and f"{{{name}}}" in levels}
-    return Place(
+    return DescribedChannel(
         name=name_of(".".join(names)),
         pattern=prefix + filter_.pattern,
         address=prefix + separator.join(levels),

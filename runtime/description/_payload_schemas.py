@@ -25,7 +25,7 @@ from ..payloads._type_readers import (
     type_name,
 )
 
-__all__ = ["Content", "Mode", "PayloadSchemas", "name_of", "shown_type", "unique"]
+__all__ = ["DescribedPayload", "Mode", "PayloadSchemas", "name_of", "shown_type", "unique"]
 
 Mode: TypeAlias = Literal["received", "sent"]
 """Whether values of the type are read or written: pydantic has a schema for each."""
@@ -49,7 +49,7 @@ _VALUES = ("default", "const", "enum", "examples")
 
 
 @dataclass(frozen=True)
-class Content:
+class DescribedPayload:
     """What payloads of a type are on the wire.
 
     Attributes:
@@ -83,21 +83,23 @@ class PayloadSchemas:
     schema.
 
     Attributes:
-        schemas: those of classes, by name, as `Content.schema` refers to them.
+        schemas: those of classes, by name, as `DescribedPayload.schema` refers to them.
     """
 
     def __init__(self) -> None:
         self.schemas: dict[str, Schema] = {}
         # By what they contain, with all that they refer to.
         self._names: dict[str, str] = {}
-        self._contents: dict[Any, list[Content]] = {}
+        self._contents: dict[Any, list[DescribedPayload]] = {}
 
     def reserve(self, name: str, schema: Schema) -> Schema:
         """Add a schema that is no payload's; returns the reference to it."""
         self.schemas[name] = schema
         return {"$ref": _SHARED + name}
 
-    def contents(self, annotation: Any, mode: Mode, codec: Codec | None = None) -> list[Content]:
+    def contents(
+        self, annotation: Any, mode: Mode, codec: Codec | None = None
+    ) -> list[DescribedPayload]:
         """Return what payloads of a type may be on the wire.
 
         Args:
@@ -114,7 +116,7 @@ class PayloadSchemas:
             found = self._contents[annotation, mode, codec] = self._made(annotation, mode, codec)
         return found
 
-    def _made(self, annotation: Any, mode: Mode, codec: Codec | None) -> list[Content]:
+    def _made(self, annotation: Any, mode: Mode, codec: Codec | None) -> list[DescribedPayload]:
         own = codec_in(annotation)
         bare, optional = bare_type(annotation)
         if own is not None:
@@ -128,17 +130,19 @@ class PayloadSchemas:
             return [_encoded(annotation, codec), *known]
         return self._plain(annotation, mode)
 
-    def _plain(self, annotation: Any, mode: Mode) -> list[Content]:
+    def _plain(self, annotation: Any, mode: Mode) -> list[DescribedPayload]:
         bare, optional = bare_type(annotation)
         title = shown_type(annotation)
         if bare in (Any, object):
             return [_anything()]
         if bare is type(None):
-            return [Content("Nothing", title, None, {"type": "null"}, "The payload is empty.")]
+            return [
+                DescribedPayload("Nothing", title, None, {"type": "null"}, "The payload is empty.")
+            ]
         note = _OF_NONE if optional else None
         if _is_text(bare):
             schema = _without_null(self._text_schema(annotation, mode))
-            return [Content(name_of(title), title, TEXT, schema, note)]
+            return [DescribedPayload(name_of(title), title, TEXT, schema, note)]
         if is_union(bare):
             texts = [part for part in get_args(bare) if _is_text(bare_type(part)[0])]
             rest = tuple(part for part in get_args(bare) if part not in texts)
@@ -152,11 +156,13 @@ class PayloadSchemas:
             schema = self._schema(annotation, mode)
         except Exception as error:  # noqa: BLE001  (so many libraries and hooks of the user's)
             return [
-                Content(name_of(title), title, JSON, {}, f"It has no schema: {reason_of(error)}")
+                DescribedPayload(
+                    name_of(title), title, JSON, {}, f"It has no schema: {reason_of(error)}"
+                )
             ]
         reference = schema.get("$ref", "") if isinstance(schema, dict) else ""
         name = reference.removeprefix(_SHARED) or name_of(title)
-        return [Content(name, title, JSON, schema, note)]
+        return [DescribedPayload(name, title, JSON, schema, note)]
 
     def _text_schema(self, annotation: Any, mode: Mode) -> Schema:
         try:
@@ -307,23 +313,25 @@ def _without_null(schema: Schema) -> Schema:
     return rest[0] if len(rest) == 1 and len(schema) == 1 else {**schema, "anyOf": rest}
 
 
-def _anything() -> Content:
-    return Content("Anything", "any payload", None, {}, "The payload may be anything.")
+def _anything() -> DescribedPayload:
+    return DescribedPayload("Anything", "any payload", None, {}, "The payload may be anything.")
 
 
-def _raw(mode: Mode, *, optional: bool) -> Content:
+def _raw(mode: Mode, *, optional: bool) -> DescribedPayload:
     if mode == "received":
         note = "Any bytes, whatever their content type: nothing decodes them."
-        return Content("RawBytes", "bytes", None, {}, note)
+        return DescribedPayload("RawBytes", "bytes", None, {}, note)
     note_of_none = _OF_NONE if optional else None
-    return Content("Bytes", "bytes", BINARY, {"type": "string", "format": "binary"}, note_of_none)
+    return DescribedPayload(
+        "Bytes", "bytes", BINARY, {"type": "string", "format": "binary"}, note_of_none
+    )
 
 
-def _encoded(annotation: Any, codec: Codec) -> Content:
+def _encoded(annotation: Any, codec: Codec) -> DescribedPayload:
     name = type_name(type(codec))
     title = shown_type(annotation)
     note = f"The codec {name} of the application encodes it; no JSON Schema describes its payloads."
-    return Content(name_of(f"{title}-{name}"), title, codec.content_type, {}, note)
+    return DescribedPayload(name_of(f"{title}-{name}"), title, codec.content_type, {}, note)
 
 
 def _draft_7(schema: Schema, rename: Callable[[str], str]) -> Schema:

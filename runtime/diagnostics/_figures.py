@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from ..._texts import LONGEST_REMEMBERED, describe, error_name, escaped
 from ...transports import TopicFilter, TopicTrie
 
-__all__ = ["ActorFigures", "Edge", "Failure", "Latency", "PublishFigures", "Times", "failure_of"]
+__all__ = [
+    "ActorFigures",
+    "Edge",
+    "Latency",
+    "PublishFigures",
+    "RecordedFailure",
+    "Times",
+    "failure_of",
+]
 
 _MOST_FAILURES = 10
 _LONGEST_TEXT = 300
@@ -24,7 +32,7 @@ _MOST_REMEMBERED = 4_096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class RecordedFailure:
     """Something that the user's code has failed with, as it may be shown.
 
     Attributes:
@@ -42,9 +50,9 @@ class Failure:
     topic: str | None
 
 
-def failure_of(at: float, where: str, error: BaseException, topic: str | None) -> Failure:
+def failure_of(at: float, where: str, error: BaseException, topic: str | None) -> RecordedFailure:
     """Return what may be shown of an error; nothing of it is kept otherwise."""
-    return Failure(
+    return RecordedFailure(
         at=at,
         where=where,
         error=error_name(error),
@@ -129,7 +137,7 @@ class ActorFigures:
     def __init__(self) -> None:
         self.calls = 0
         self.failed = 0
-        self.failures: deque[Failure] = deque(maxlen=_MOST_FAILURES)
+        self.failures: deque[RecordedFailure] = deque(maxlen=_MOST_FAILURES)
         self.times = Times()
         self.passed_on: dict[str, int] = {}
 
@@ -140,7 +148,7 @@ class ActorFigures:
             pattern = ""
         passed_on[pattern] = passed_on.get(pattern, 0) + 1
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: RecordedFailure) -> None:
         """Note a failure."""
         self.failed += 1
         self.failures.append(failure)

@@ -108,7 +108,7 @@ class MeasuredProcessor(_Measuring):
         self.times: Times | None = None
 
     def receive(self, instance: Any, item: Any) -> Awaitable[None]:
-        """As of `DeliveryProcessor`."""
+        """As in `DeliveryProcessor`."""
         if not isinstance(item, Delivery):
             return self._lane.receive_other(instance, item)
         # `_series_of`, without the cost of a call.
@@ -134,7 +134,7 @@ class MeasuredBatchProcessor(BatchProcessor, _Measuring):
     __slots__ = ()
 
     async def handle_batch(self, instance: Any, deliveries: Sequence[RoutedDelivery]) -> None:
-        """As of `BatchProcessor`."""
+        """As in `BatchProcessor`."""
         for delivery in deliveries:
             # `taken`, without the cost of two calls.
             series = delivery.route.series

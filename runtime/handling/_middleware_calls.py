@@ -34,7 +34,7 @@ class MiddlewareCaller(HandlerCaller):
     def call(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
     ) -> Awaitable[Any]:
-        """As of `HandlerCaller`."""
+        """As in `HandlerCaller`."""
         function = self._functions(instance)[index]
         handler, call = self._handlers[index], scope.handler_call()
         keeps_context = self.sees_replies and handler.returns_reply
@@ -79,7 +79,7 @@ class MiddlewareCaller(HandlerCaller):
                 log.error("%s.%s has failed", name, what, exc_info=error)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """As of `HandlerCaller`; None for those that have to be called with `call`."""
+        """As in `HandlerCaller`; None for those that have to be called with `call`."""
         return [
             None if self.middleware or (self.sees_replies and handler.returns_reply) else function
             for function, handler in zip(super().direct(instance), self._handlers, strict=True)

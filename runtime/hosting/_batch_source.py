@@ -18,7 +18,7 @@ __all__ = ["BatchSource"]
 
 
 class _Ready:
-    """It is time for the next batch."""
+    """The item of a mailbox that starts the next batch."""
 
 
 _READY = _Ready()

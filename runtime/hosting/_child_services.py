@@ -20,9 +20,9 @@ from ..processes._pipe import Channel
 from ..processes._pipe_messages import (
     Cancel,
     Confirmed,
+    Finished,
     Logged,
     Measured,
-    Outcome,
     Park,
     PipedEnvelope,
     Post,
@@ -152,7 +152,7 @@ class ChildServices:
         except OutboxFull:
             raise
         except SpaDatError as error:
-            self._channel.send(Outcome(frame.number, problem_of(error)))
+            self._channel.send(Finished(frame.number, problem_of(error)))
             return
         self._lane.connection.published_elsewhere(envelope)
         self._posts[frame.number] = posted
@@ -176,7 +176,7 @@ class ChildServices:
             return
         error = posted.exception()
         if error is not None:
-            self._channel.send(Outcome(number, problem_of(error)))
+            self._channel.send(Finished(number, problem_of(error)))
             return
         if not self._confirmed:
             self._loop.call_soon(self._confirm)
@@ -209,9 +209,9 @@ class ChildServices:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 (it is the child's)
-            self._channel.send(Outcome(number, problem_of(error)))
+            self._channel.send(Finished(number, problem_of(error)))
         else:
-            self._channel.send(Outcome(number, None))
+            self._channel.send(Finished(number, None))
         finally:
             del self._tasks[number]
 

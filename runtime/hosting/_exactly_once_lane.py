@@ -42,7 +42,7 @@ class ExactlyOnceLane(OutcomeLane):
         return self._refuses(self.source, envelope, handler)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """As of `Lane`, with what has to be done around every call; none that may answer."""
+        """As in `Lane`, wrapped to note outcomes; None for handlers that may reply."""
         return [
             None if function is None or handler.responder else self._noting(function, handler)
             for function, handler in zip(super().direct(instance), self.handlers, strict=True)

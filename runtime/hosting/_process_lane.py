@@ -148,7 +148,7 @@ class ProcessLane(Lane):
 
     @property
     def finished_elsewhere(self) -> int | None:
-        """As of `Lane`; None for a producer."""
+        """As in `Lane`; None for a producer."""
         if self.spec.kind == "producer":
             return None
         return sum(worker.finished for worker in self.workers)
@@ -163,7 +163,7 @@ class ProcessLane(Lane):
                 worker.recall()
 
     def resume(self) -> None:
-        """As of `Lane`."""
+        """As in `Lane`."""
         if self._paused:
             self._paused = False
             self.pump()

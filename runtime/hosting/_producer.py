@@ -24,7 +24,7 @@ _GRACE = 1.0
 
 
 class _Tick:
-    """It is time for the next call."""
+    """The item of a mailbox that starts the next call."""
 
 
 _TICK = _Tick()

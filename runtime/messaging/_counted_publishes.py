@@ -35,14 +35,14 @@ class CountingConnection(BusConnection):
         *,
         request: tuple[str, bytes, tuple[str, ...]] | None = None,
     ) -> Envelope:
-        """As of `BusConnection`; counted."""
+        """As in `BusConnection`; counted."""
         envelope = super().envelope(source, message, codec, wire, request=request)
         if REPLY_HEADER not in envelope.headers:
             self.figures.add(source, envelope.topic)
         return envelope
 
     def published_elsewhere(self, envelope: Envelope) -> None:
-        """As of `BusConnection`; counted."""
+        """As in `BusConnection`; counted."""
         if REPLY_HEADER not in envelope.headers:
             self.figures.add(envelope.source or "", envelope.topic)
 

@@ -24,10 +24,10 @@ _ORIGINAL = "spa_dead_original"
 _LONGEST_ORIGINAL = 30_000
 _LONGEST_VALUE = 1_000
 _SHORT = 100
+# Bytes of a payload for whose sake everything else is reduced first.
 _SMALL = 4096
 # Bytes. Nobody is answered who sends more, so nobody needs to know.
 _LONGEST_CORRELATION = 1_024
-"""Bytes of a payload for whose sake everything else is reduced first."""
 
 _ESSENTIAL = {
     "topic": 100,

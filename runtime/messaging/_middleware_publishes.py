@@ -144,7 +144,7 @@ class MiddlewareConnection(BusConnection):
         *,
         request: tuple[str, bytes, tuple[str, ...]] | None = None,
     ) -> Envelope:
-        """As of `BusConnection`, for what the middleware makes of the message."""
+        """As in `BusConnection`, for what the middleware makes of the message."""
         turn = current_turn.get()
         outcome: _SentCallbacks | None = None
         if turn is not None and turn.is_reply(message.topic):
@@ -170,7 +170,7 @@ class MiddlewareConnection(BusConnection):
         return made[1] if made is not None and made[0] is envelope else None
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
-        """As of `BusConnection`."""
+        """As in `BusConnection`."""
         outcome = self._take(envelope)
         if outcome is None:
             return super().post(envelope)
@@ -183,7 +183,7 @@ class MiddlewareConnection(BusConnection):
         return posted
 
     def recorded(self, envelope: Envelope) -> None:
-        """As of `BusConnection`; for the middleware that is what has become of it."""
+        """As in `BusConnection`; for the middleware that is what has become of it."""
         outcome = self._take(envelope)
         if outcome is not None:
             outcome.tell(None)
@@ -223,7 +223,7 @@ class MiddlewareConnection(BusConnection):
         return replies
 
     def replies_in(self, wire: WireName | None, bus: Bus | None = None) -> Replies:
-        """As of `BusConnection`."""
+        """As in `BusConnection`."""
         return _MiddlewareReplies(self, self._publishing, wire, bus or self.bus)
 
 
@@ -245,7 +245,7 @@ class _MiddlewareReplies(Replies):
         codec: Codec | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """As of `Replies`, for what the middleware makes of the value."""
+        """As in `Replies`, for what the middleware makes of the value."""
         # Not kept: it leads back to the turn.
         context, turn.context = turn.context or copy_context(), None
         if turn.answered:

@@ -138,7 +138,7 @@ class LetterFilter:
 
 
 class _Unreadable(Exception):
-    """It is no dead letter that this version can read."""
+    """It is not a dead letter that this version can read."""
 
 
 def _read(owner: str, name: str, received: Envelope, envelope: Envelope) -> StoredLetter:
@@ -188,7 +188,7 @@ def _read(owner: str, name: str, received: Envelope, envelope: Envelope) -> Stor
         # The message had no id, and its place in the log stood for it.
         message = unnamed
     if received.topic != dead_letter_topic(owner, received.id or ""):
-        raise _Unreadable("it is no dead letter: its id is not the one in its address")
+        raise _Unreadable("it is not a dead letter: its id is not the one in its address")
     message, obstacle = _with_original(message, notes)
     size = _number(notes, "size", None)
     if size == 0 and message.payload == _NOTHING:
@@ -248,7 +248,7 @@ class _Original(msgspec.Struct):
 def _noted(notes: Mapping[str, str], name: str) -> str:
     text = notes.get(_OURS + name)
     if not text:
-        raise _Unreadable(f"it is no dead letter: it has no header '{_OURS}{name}'")
+        raise _Unreadable(f"it is not a dead letter: it has no header '{_OURS}{name}'")
     return text
 
 
@@ -257,7 +257,7 @@ def _number(notes: Mapping[str, str], name: str, default: int | None) -> int | N
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER):
-        raise _Unreadable(f"header '{_OURS}{name}' is {quoted(text, 80)}, which is no number")
+        raise _Unreadable(f"header '{_OURS}{name}' is {quoted(text, 80)}, which is not a number")
     return int(text)
 
 

@@ -59,7 +59,7 @@ class Exposition:
         return b"".join(texts), content_type
 
     def _programs(self) -> list[Family]:
-        """Return what the program has registered; what cannot be read is no reason for nothing."""
+        """Return what the program has registered; one unreadable metric hides no other."""
         families: list[Family] = []
         try:
             families.extend(REGISTRY.collect())

@@ -228,7 +228,7 @@ class _ByValue:
             self.look_at(module)
 
     def look_at(self, module: object) -> None:
-        """See whether what is of this module has to be pickled by value."""
+        """Decide whether objects of this module must be pickled by value."""
         if not isinstance(module, str) or module in self._known:
             return
         self._known[module] = True

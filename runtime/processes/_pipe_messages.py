@@ -25,11 +25,11 @@ __all__ = [
     "Deliver",
     "Ended",
     "Failed",
+    "Finished",
     "FromChild",
     "Logged",
     "Measured",
     "NotStarted",
-    "Outcome",
     "Park",
     "PipedEnvelope",
     "Post",
@@ -113,7 +113,7 @@ def tag_of(kind: type[msgspec.Struct]) -> int:
     return tag
 
 
-Place: TypeAlias = tuple[int, int] | None
+PlaceInMemory: TypeAlias = tuple[int, int] | None
 """Where a payload is that went by shared memory, for `Channel`; the envelope's is empty then."""
 
 
@@ -186,7 +186,7 @@ class Deliver(_ToChild, tag=2, frozen=True):
     attempts: int
     last: bool
     envelope: PipedEnvelope
-    place: Place = None
+    place: PlaceInMemory = None
 
 
 class Confirmed(_ToChild, tag=3, frozen=True):
@@ -195,7 +195,7 @@ class Confirmed(_ToChild, tag=3, frozen=True):
     numbers: list[int]
 
 
-class Outcome(_ToChild, tag=4, frozen=True):
+class Finished(_ToChild, tag=4, frozen=True):
     """What became of a thing that was asked for; without a problem it went well."""
 
     number: int
@@ -207,7 +207,7 @@ class Replied(_ToChild, tag=5, frozen=True):
 
     correlation: str
     envelope: PipedEnvelope
-    place: Place = None
+    place: PlaceInMemory = None
 
 
 class Connected(_ToChild, tag=6, frozen=True):
@@ -239,7 +239,7 @@ ToChild: TypeAlias = (
     | DefineRoute
     | Deliver
     | Confirmed
-    | Outcome
+    | Finished
     | Replied
     | Connected
     | Recall
@@ -280,7 +280,7 @@ class Post(_FromChild, tag=4, frozen=True):
 
     number: int
     envelope: PipedEnvelope
-    place: Place = None
+    place: PlaceInMemory = None
 
 
 class Publish(_FromChild, tag=5, frozen=True):
@@ -289,7 +289,7 @@ class Publish(_FromChild, tag=5, frozen=True):
     number: int
     timeout: float
     envelope: PipedEnvelope
-    place: Place = None
+    place: PlaceInMemory = None
 
 
 class Park(_FromChild, tag=6, frozen=True):
@@ -298,7 +298,7 @@ class Park(_FromChild, tag=6, frozen=True):
     number: int
     timeout: float
     envelope: PipedEnvelope
-    place: Place = None
+    place: PlaceInMemory = None
 
 
 class Cancel(_FromChild, tag=7, frozen=True):

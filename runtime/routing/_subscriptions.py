@@ -102,8 +102,8 @@ class Subscriptions:
         if (options.exactly_once or (options.durable and moves)) and self._identity.ephemeral:
             option = "exactly_once" if options.exactly_once else "durable"
             raise ConfigurationError(
-                f"actor {actor.name!r}: {option}=True needs an application with a name, which goes"
-                " on after a restart where it has stopped: give name="
+                f"actor {actor.name!r}: {option}=True needs a named application, so that it"
+                " resumes after a restart where it has stopped: give name="
             )
         key = (id(actor.connection), name)
         known = self._entries.get(key)

@@ -1,5 +1,5 @@
 """OpenTelemetry spans of what an application does with messages.
 
-It may import every other room of the runtime, and nothing imports it but `spa_dat.tracing`. Begin
+It may import every other folder of the runtime, and nothing imports it but `spa_dat.tracing`. Begin
 with `_tracing`.
 """

@@ -1,4 +1,4 @@
-"""What has started the program and wants to be told how it is, as systemd does: sd_notify(3)."""
+"""Reporting to the service manager that has started the program, such as systemd: sd_notify(3)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from spa_dat.actors import (
     ActorSystem,
     Mailbox,
     Overflow,
-    _cell,
+    _actor_cell,
     _deadlocks,
     _isolation,
 )
@@ -313,7 +313,7 @@ async def test_messages_that_leave_nothing_behind_share_a_frame(
         def __post_init__(self) -> None:
             made.append(self.name)
 
-    monkeypatch.setattr(_cell, "Frame", CountedFrame)
+    monkeypatch.setattr(_actor_cell, "Frame", CountedFrame)
     system = ActorSystem()
     ref = system.spawn(lambda: Leaves(leave_task), name="leaves", mailbox=Mailbox(1_000))
     for _ in range(10):
@@ -338,7 +338,7 @@ async def test_a_frame_is_shared_again_after_a_while(monkeypatch: pytest.MonkeyP
     ref.tell("leave")
     ref.tell("wait")
     await ref.ask("nothing")
-    monkeypatch.setattr(_cell, "Frame", CountedFrame)
+    monkeypatch.setattr(_actor_cell, "Frame", CountedFrame)
     for _ in range(500):
         ref.tell("nothing")
     await ref.ask("nothing")

@@ -248,7 +248,7 @@ async def test_strangers_letters_are_listed_as_unreadable(mosquitto: Mosquitto, 
         await publish(f"{topic}/gone", b"")
         code, (letter,), notice = await told("list", plant, "--json")
         assert (code, letter["letter"]) == (0, "a%2F%E2%98%83")
-        assert letter["flaw"] == "it is no dead letter: it has no header 'spa_dead_topic'"
+        assert letter["flaw"] == "it is not a dead letter: it has no header 'spa_dead_topic'"
         assert "1 of them unreadable" in notice
         code, (_, flaw, *rest), _ = await told("show", plant, letter["letter"])
         assert (code, flaw.strip()) == (0, letter["flaw"])

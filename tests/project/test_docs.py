@@ -25,8 +25,8 @@ from spa_dat import (
     DistributedApplication,
     Socket,
 )
-from spa_dat.actors import _cell
-from spa_dat.actors._cell import CellState
+from spa_dat.actors import _actor_cell
+from spa_dat.actors._actor_cell import ActorCellState
 from spa_dat.errors import NotAuthorised
 from spa_dat.runtime.hosting import _process_worker
 from spa_dat.runtime.hosting._process_worker import ProcessState
@@ -35,7 +35,7 @@ from spa_dat.transports import DeliveryState
 from spa_dat.transports.mqtt import _consumer
 from spa_dat.transports.mqtt._consumer import ConsumerState
 from spa_dat.transports.mqtt._reply_inbox import InboxState
-from spa_dat.transports.mqtt.protocol._stream import Reading, Writing
+from spa_dat.transports.mqtt.protocol._stream import ReadingState, WritingState
 from support.waiting import eventually
 
 pytestmark = pytest.mark.repository
@@ -315,7 +315,7 @@ DIAGRAM = re.compile(
 @pytest.mark.parametrize(
     ("states", "allowed"),
     [
-        (CellState, _cell._NEXT),
+        (ActorCellState, _actor_cell._NEXT),
         (ConsumerState, _consumer._NEXT),
         (ProcessState, _process_worker._NEXT),
     ],
@@ -337,7 +337,16 @@ def test_diagrams_of_states_show_what_the_code_allows(
 
 
 @pytest.mark.parametrize(
-    "states", [DeliveryState, CellState, ConsumerState, Reading, Writing, InboxState, ProcessState]
+    "states",
+    [
+        DeliveryState,
+        ActorCellState,
+        ConsumerState,
+        ReadingState,
+        WritingState,
+        InboxState,
+        ProcessState,
+    ],
 )
 def test_diagrams_of_states_show_all_of_them(states: type[enum.Enum]) -> None:
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ FIGURES: list[tuple[str, str, list[str]]] = [
     ("tracing.md", "links to up to {0} spans", ["runtime/tracing _MOST_LINKS"]),
     ("tracing.md", "Texts have at most {0} characters", ["runtime/tracing LONGEST_TEXT"]),
     ("guide.md", "{0:word} seconds at most: for a file", ["runtime/application _FOR_MIDDLEWARE"]),
-    ("design.md", "the loop a turn after {0} messages", ["actors/_cell BURST"]),
+    ("design.md", "the loop a turn after {0} messages", ["actors/_actor_cell BURST"]),
     ("design.md", "the loop a turn after {0} messages", ["transports/kafka/_reply_inbox _BURST"]),
     (
         "errors.md",

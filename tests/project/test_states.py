@@ -119,7 +119,13 @@ def test_a_state_changes_in_one_method(enum: str, path: str) -> None:
 
 
 def test_the_enums_of_the_design_are_found() -> None:
-    assert {"CellState", "ConsumerState", "MemberState", "Reading", "Writing"} <= set(documented())
+    assert {
+        "ActorCellState",
+        "ConsumerState",
+        "MemberState",
+        "ReadingState",
+        "WritingState",
+    } <= set(documented())
 
 
 @pytest.mark.parametrize(

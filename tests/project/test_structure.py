@@ -84,7 +84,7 @@ LAYERS = (
     "recording",
     "tracing",
 )
-"""The rooms of the runtime; each may import those before it."""
+"""The folders of the runtime; each may import those before it."""
 HARNESS_LAYERS = (
     {"loop"},
     {"_errors", "_eventually", "_faults", "_trace"},
@@ -105,8 +105,8 @@ HARNESS_LAYERS = (
     {"_pytest_fixture"},
     {"conformance"},
 )
-"""The same of the harness, with the modules that are in no room."""
-ROOMS = {"runtime": tuple({room} for room in LAYERS), "harness": HARNESS_LAYERS}
+"""The same of the harness, with the modules that are in no folder."""
+FOLDERS = {"runtime": tuple({folder} for folder in LAYERS), "harness": HARNESS_LAYERS}
 KAFKA_FENCE = "transports/kafka/_aiokafka_private.py"
 """The only module of the Kafka transport that uses what aiokafka does not document."""
 DOCUMENTED_BY_AIOKAFKA = {"aiokafka", "aiokafka.abc", "aiokafka.errors", "aiokafka.structs"}
@@ -164,22 +164,22 @@ def test_modules_import_only_what_they_may() -> None:
 
 
 def in_rooms() -> list[Path]:
-    """Modules of the packages whose rooms have an order, but for those that show all of it."""
+    """Modules of the packages whose folders have an order, but for those that show all of it."""
     return [
         path
         for path in modules()
-        if path.relative_to(ROOT).parts[0] in ROOMS
+        if path.relative_to(ROOT).parts[0] in FOLDERS
         and path.relative_to(ROOT).parts[1:] != ("__init__.py",)
     ]
 
 
 def imports_from_above(path: Path) -> list[str]:
-    package, room, *_ = path.relative_to(ROOT).with_suffix("").parts
-    layers = ROOMS[package]
-    own = next(number for number, layer in enumerate(layers) if room in layer)
+    package, folder, *_ = path.relative_to(ROOT).with_suffix("").parts
+    layers = FOLDERS[package]
+    own = next(number for number, layer in enumerate(layers) if folder in layer)
     above = set().union(*layers[own + 1 :])
     return [
-        f"line {line}: {room} must not import {name.split('.')[2]}"
+        f"line {line}: {folder} must not import {name.split('.')[2]}"
         for line, name in imports(path)
         if name.startswith(f"relative:spa_dat.{package}.") and name.split(".")[2] in above
     ]
@@ -190,8 +190,8 @@ def test_rooms_import_only_those_below() -> None:
 
 
 def test_every_room_of_the_runtime_has_its_place() -> None:
-    rooms = {path.parent.name for path in (ROOT / "runtime").glob("*/__init__.py")}
-    assert rooms == set(LAYERS)
+    folders = {path.parent.name for path in (ROOT / "runtime").glob("*/__init__.py")}
+    assert folders == set(LAYERS)
 
 
 def reaches_into_aiokafka(path: Path) -> list[str]:
@@ -225,9 +225,9 @@ def test_one_module_reaches_into_aiokafka() -> None:
 
 
 def test_everything_in_the_harness_has_its_place() -> None:
-    rooms = {path.parent.name for path in (ROOT / "harness").glob("*/__init__.py")}
+    folders = {path.parent.name for path in (ROOT / "harness").glob("*/__init__.py")}
     others = {path.stem for path in (ROOT / "harness").glob("_[!_]*.py")}
-    assert rooms | others == set().union(*HARNESS_LAYERS)
+    assert folders | others == set().union(*HARNESS_LAYERS)
 
 
 def reaches_into_an_application(path: Path) -> list[str]:

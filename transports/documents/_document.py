@@ -85,7 +85,7 @@ class ConfigurationDocument:
             return self._chosen(document)
         if self._name is not None:
             raise ConfigurationError(
-                f"provider {self._name!r} of {self.shown} is not there: the document has no"
+                f"there is no provider {self._name!r} in {self.shown}: the document has no"
                 f" [{_PROVIDERS}.{self._name}], and a single provider has no name"
             )
         return self._table(None, document, self.shown)
@@ -114,7 +114,7 @@ class ConfigurationDocument:
             name = next(iter(providers))
         if name not in providers:
             raise ConfigurationError(
-                f"provider {quoted(name)} of {self.shown} is not there: {nearest(name, providers)}"
+                f"there is no provider {quoted(name)} in {self.shown}: {nearest(name, providers)}"
             )
         table = providers[name]
         origin = f"{self.shown}#{name}"

@@ -14,7 +14,7 @@ from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword
 from .._topics import TopicFilter, is_reserved
 from .._url_options import Limits, check_flag
-from ._offset_reset import check_offset_reset
+from ._offset_reset_option import check_offset_reset
 
 __all__ = ["KafkaConfig", "KafkaTopic"]
 

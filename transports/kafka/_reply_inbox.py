@@ -29,7 +29,7 @@ from ._errors import connect_problem, describe
 from ._reachability import MOVED, Reachability
 from ._records import RecordCodec
 from ._topic_facts import topic_facts
-from .consuming._unreadable_guard import PartitionGuard
+from .consuming._partition_guard import PartitionGuard
 from .consuming._unreadable_reports import Troubles
 from .producing._topic_creation import Topics
 

@@ -26,7 +26,7 @@ from ._connection_events import Loss, ServerLimits
 from ._connection_group import ConnectionGroup
 from ._consumer import MqttConsumer
 from ._message_checks import check_message
-from ._publishing import Outgoing
+from ._publishing import OutgoingPublishes
 from ._reply_inbox import MqttReplyInbox
 from .protocol._client import MqttClient
 from .protocol._packets import PublishPacket
@@ -92,7 +92,9 @@ class MqttBus(Bus):
             stats=self._stats,
         )
         backoff = config.backoff(surroundings.environment)
-        self._outgoing = Outgoing(self._outbox, self._write, backoff, self._stats, config.address)
+        self._outgoing = OutgoingPublishes(
+            self._outbox, self._write, backoff, self._stats, config.address
+        )
         self._group = ConnectionGroup(surroundings.fatal)
         self._connection = Connection(self, config, self._identifier, surroundings, self._group)
 

@@ -21,9 +21,10 @@ from ._config import MqttConfig
 from ._connection import Connection
 from ._connection_events import MOST_ENDS, Loss
 from ._connection_group import ConnectionGroup
+from ._pausing import PauseLimits
 from ._publishing import blame
 from ._redelivery import Redelivery
-from ._session_filters import SubscriptionSet
+from ._subscription_set import SubscriptionSet
 from .protocol._client import MqttClient
 from .protocol._reason_codes import Decision, Packet, answer_to, subscribe_refusal
 
@@ -34,8 +35,6 @@ _log = get_logger(__name__)
 _SHORTEST_ANSWER = 10.0
 _MOST_RECEIVED = 65_535
 _RETRY_REFUSED = 10.0
-# Messages that are never acknowledged, and take a kilobyte each however short they are.
-_PASSING = 2_000
 
 
 class ConsumerState(enum.Enum):
@@ -133,12 +132,8 @@ class MqttConsumer(Consumer):
         self._receiver = receiver
         self._durable = subscription.durable and not identity.ephemeral
         self._identifier = identity.client_id_of(subscription.name)
-        self._low = subscription.window
-        self._high = 2 * subscription.window
-        self._most_bytes = subscription.window_bytes
-        # More than a mailbox takes, so that what a slow actor has no room for is dropped there.
-        self._most_passing = max(_PASSING, self._high)
         self._tracker = Tracker(self._release, self._look_for_room)
+        self._limits = PauseLimits(self._tracker, subscription.window, subscription.window_bytes)
         self._redelivery = Redelivery(subscription.window)
         self._subscriptions = SubscriptionSet(
             subscription.filters,
@@ -400,45 +395,30 @@ class MqttConsumer(Consumer):
 
     def _pause_if_full(self) -> None:
         assert self._client is not None
-        tracker = self._tracker
-        unreleased = len(tracker)
+        limits = self._limits
         if self._state is _READING:
-            if (
-                unreleased >= self._high
-                or tracker.size >= self._most_bytes
-                or tracker.passing >= self._most_passing
-            ):
+            if limits.is_full:
                 self._become(_PAUSED)
                 self._stats["mqtt.paused"] += 1
                 self._client.pause()
-            elif unreleased < self._low:
+            elif not limits.is_half_full:
                 return
-        elif (
-            self._state is _PAUSED
-            and tracker.size >= 2 * self._most_bytes
-            and self._is_lasting(self._client)
-        ):
+        elif self._state is _PAUSED and limits.is_overrun and self._is_lasting(self._client):
             # Reading continues while the answer to a subscription is pending.
             self._become(_OVERRUN)
             self._stats["mqtt.overrun"] += 1
             self._spawn(self._subscriptions.connect_anew(self._client))
-        tracker.fill()
+        self._tracker.fill()
 
     def _look_for_room(self) -> None:
         tracker = self._tracker
         full = self._state is _PAUSED or self._state is _OVERRUN
-        if (
-            full
-            and len(tracker) <= self._low
-            and tracker.size <= self._most_bytes // 2
-            and tracker.passing <= self._most_passing // 2
-            and self._client is not None
-        ):
+        if full and self._limits.has_room and self._client is not None:
             full = False
             if self._state is _PAUSED:
                 self._become(_READING)
             self._client.resume()
-        if full or len(tracker) >= self._low:
+        if full or self._limits.is_half_full:
             tracker.fill()
         else:
             tracker.full = False

@@ -27,7 +27,7 @@ from .protocol._reason_codes import (
     reason_text,
 )
 
-__all__ = ["Outgoing", "blame"]
+__all__ = ["OutgoingPublishes", "blame"]
 
 _log = get_logger(__name__)
 
@@ -61,7 +61,7 @@ def blame(loss: Loss) -> Blame:
     return Blame.POSSIBLE if code in _VAGUE else Blame.NONE
 
 
-class Outgoing:
+class OutgoingPublishes:
     """Writes an outbox to each connection as far as is wise, and evaluates the answers.
 
     A message over which the broker keeps ending connections is found and refused, see `Suspicion`;
@@ -229,8 +229,8 @@ class Outgoing:
             self._suspect = entry
             self._stats["publishes.suspected"] += 1
             _log.warning(
-                "the broker at %s ended %d connections on which %s was not confirmed, the last"
-                " time: %s; it will be sent alone now",
+                "the broker at %s ended %d connections on which %s was not confirmed (most"
+                " recently: %s); it will be sent alone now",
                 self._address,
                 self._suspicion.ends(entry),
                 described(entry),

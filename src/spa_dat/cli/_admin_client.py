@@ -34,7 +34,7 @@ class AdminClient:
         where: host and port.
 
     Raises:
-        ConfigurationError: it is no such address, or it needs a token.
+        ConfigurationError: it is not such an address, or it needs a token.
     """
 
     def __init__(self, admin: str, whose: str) -> None:

@@ -45,7 +45,7 @@ class Owner(Protocol):
         """Hear what a child reports."""
 
     def stop(self) -> None:
-        """Start nothing more: a signal wants the end, which the children have got already."""
+        """Start nothing more: a stop signal has come, which the children have received too."""
 
 
 class Processes:

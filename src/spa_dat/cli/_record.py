@@ -163,7 +163,7 @@ class _Recorded(Protocol):
 
 @contextlib.contextmanager
 def _telling(recorded: _Recorded, output: str) -> Iterator[None]:
-    """Tell at the end of the block what is in the file; raise if it is not complete."""
+    """Report at the end of the block what the file contains; raise if it is not complete."""
     try:
         yield
     except BaseException:

@@ -16,7 +16,7 @@ from aiokafka.admin import NewPartitions
 from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
-from spa_dat.transports.kafka.consuming import _unreadable_guard as _guard
+from spa_dat.transports.kafka.consuming import _partition_guard as _guard
 from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix, read, settings
 from support.simulated import SERVER, world
 from support.waiting import eventually

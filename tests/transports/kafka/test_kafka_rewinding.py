@@ -193,7 +193,7 @@ async def test_an_offset_that_somebody_has_set_by_hand_stays(
             assert sorted(inbox.numbers) == [3, 4, 14]
     told = [record.getMessage() for record in caplog.records if "rewind_to" in record.getMessage()]
     assert told == [
-        f"group '{prefix}app.actor': rewind_to: read again: {prefix}a-0",
+        f"group '{prefix}app.actor': rewind_to: reading again from that time: {prefix}a-0",
         (
             f"group '{prefix}app.actor': rewind_to has no effect where a tool or another program"
             f" has set the offset: {prefix}a-1; set it to that time in the same way"

@@ -24,7 +24,7 @@ from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised, Pub
 from spa_dat.harness.brokers._certificates import make_certificates
 from spa_dat.testing import Acl, Kafka
 from spa_dat.transports import Envelope
-from spa_dat.transports.kafka.consuming import _unreadable_guard as _guard
+from spa_dat.transports.kafka.consuming import _partition_guard as _guard
 from support.kafka_bus import bus_client, create, new_prefix, settings
 from support.kafka_consuming import taker
 from support.waiting import eventually

@@ -24,7 +24,7 @@ from aiokafka.structs import TopicPartition
 from spa_dat import DistributedApplication, Message
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka.consuming import (
-    _unreadable_guard as _guard,
+    _partition_guard as _guard,
     _unreadable_reports as _reports,
 )
 from spa_dat.transports.kafka.consuming._unreadable_reports import Troubles, Unreadable

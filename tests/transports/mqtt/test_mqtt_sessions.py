@@ -14,7 +14,7 @@ from spa_dat.transports._envelope import Envelope
 from spa_dat.transports._topics import TopicFilter
 from spa_dat.transports.mqtt._overlapping_filters import CopyGuard, overlapping
 from spa_dat.transports.mqtt._redelivery import Redelivery
-from spa_dat.transports.mqtt._session_filters import _Plan, candidates
+from spa_dat.transports.mqtt._subscription_set import _Plan, candidates
 
 _MESSAGE = Envelope(topic="t", payload=b"x")
 

@@ -65,7 +65,7 @@ class Committer:
 
     @property
     def trouble(self) -> str | None:
-        """That commits have failed for long, with the reason; None if they have not."""
+        """Why commits have been failing for long; None if they have not."""
         if self._failing is None or self._loop.time() - self._failing[0] < _SERIOUS_AFTER:
             return None
         return (

@@ -26,8 +26,8 @@ from .._topic_names import Selection
 from ._assignment import Assignment
 from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching
+from ._partition_guard import PartitionGuard
 from ._pausing import PartitionPauses
-from ._unreadable_guard import PartitionGuard
 from ._unreadable_reports import Troubles
 
 __all__ = ["ConsumerSessions", "SessionState", "unless"]

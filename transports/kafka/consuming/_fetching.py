@@ -24,8 +24,8 @@ from .._config import KafkaConfig
 from .._reachability import MOVED, Brokers, Reachability
 from .._records import StoredRecord
 from ._assignment import Assignment
+from ._partition_guard import PartitionGuard
 from ._pausing import PartitionPauses
-from ._unreadable_guard import PartitionGuard
 
 __all__ = ["Fetched", "Fetching"]
 

@@ -32,11 +32,12 @@ from ._commits import Committer
 from ._consumer_sessions import ConsumerSessions, SessionState, unless
 from ._fetching import Fetched
 from ._group_requests import NO_COORDINATOR, join_refusal, misassigned
+from ._lag import lag_of
+from ._partition_guard import PartitionGuard
 from ._pausing import PartitionPauses
 from ._rebalances import COMMIT_TIMEOUT, Rebalances
 from ._start_positions import recreated_since, take_places
 from ._units import Units
-from ._unreadable_guard import PartitionGuard
 
 __all__ = ["GroupMember"]
 
@@ -92,22 +93,7 @@ class GroupMember(ConsumerSessions):
 
     @property
     def lag(self) -> int | None:
-        assignment, consumer = self.assignment, self._consumer
-        if assignment is None or consumer is None:
-            return None
-        lag = 0
-        try:
-            for place, tracker in assignment.trackers.copy().items():
-                end = consumer.highwater(place)
-                if end is None:
-                    return None
-                settled = max(tracker.commit_at, tracker.committed, tracker.first)
-                # Of a partition that was never read anything in, it starts at the end.
-                lag += max(end - settled, 0) if settled >= 0 else 0
-        except (AssertionError, AttributeError, KeyError):
-            # The partitions are being taken away meanwhile.
-            return None
-        return lag
+        return lag_of(self.assignment, self._consumer)
 
     @property
     def _group(self) -> str:
@@ -148,7 +134,7 @@ class GroupMember(ConsumerSessions):
             await self._unless_interrupted(stalled.finished(running, math.inf, one_less))
 
     async def close(self, seconds: float = math.inf) -> None:
-        """As of `ConsumerSessions`."""
+        """As in `ConsumerSessions`."""
         await super().close(seconds)
         if self._units is not None:
             await self._units.close()

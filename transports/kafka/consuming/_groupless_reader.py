@@ -23,8 +23,8 @@ from ._assignment import Assignment
 from ._committable_offsets import CountingTracker
 from ._consumer_sessions import ConsumerSessions, SessionState
 from ._fetching import Fetched
+from ._partition_guard import PartitionGuard
 from ._start_positions import first_since
-from ._unreadable_guard import PartitionGuard
 
 __all__ = ["Reader"]
 

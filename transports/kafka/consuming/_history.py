@@ -27,8 +27,8 @@ from .._records import RecordCodec, StoredRecord
 from .._topic_names import Names, Selection
 from ._assignment import Assignment
 from ._dispatcher import Dispatcher
+from ._partition_guard import PartitionGuard
 from ._start_positions import first_since
-from ._unreadable_guard import PartitionGuard
 from ._unreadable_reports import Troubles
 
 __all__ = ["read_history", "read_on", "read_record"]

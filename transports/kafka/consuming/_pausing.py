@@ -11,7 +11,7 @@ from aiokafka.structs import TopicPartition
 from ...._logs import get_logger
 from ._assignment import Assignment
 from ._committable_offsets import PartitionTracker
-from ._unreadable_guard import PartitionGuard
+from ._partition_guard import PartitionGuard
 
 __all__ = ["PartitionPauses"]
 

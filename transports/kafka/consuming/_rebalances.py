@@ -22,11 +22,11 @@ from ._commits import Committer
 from ._committable_offsets import PartitionTracker
 from ._consumer_sessions import unless
 from ._dispatcher import Dispatcher
+from ._partition_guard import PartitionGuard
 from ._partition_tenures import PartitionTenures
 from ._start_positions import compare
 from ._unit_commits import UnitCommits
 from ._units import Units
-from ._unreadable_guard import PartitionGuard
 
 __all__ = ["COMMIT_TIMEOUT", "MemberState", "Rebalances"]
 
@@ -352,7 +352,9 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         if assignment.again:
             self._stats["kafka.partitions_rewound"] += len(assignment.again)
             _log.warning(
-                "group %r: rewind_to: read again: %s", self._group, _named(assignment.again)
+                "group %r: rewind_to: reading again from that time: %s",
+                self._group,
+                _named(assignment.again),
             )
         if assignment.kept:
             _log.warning(

@@ -11,7 +11,7 @@ import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
 
 from .._aiokafka_private import client_of
-from .._offset_reset import start_time
+from .._offset_reset_option import start_time
 from .._topic_facts import TopicFacts, recreated, topic_facts
 from ._assignment import Assignment
 from ._group_requests import Committed, commit, committed, partitions

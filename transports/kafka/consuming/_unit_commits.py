@@ -126,7 +126,7 @@ class UnitCommits:
 
     @property
     def trouble(self) -> str | None:
-        """As of `Units`: with the first transaction that fails the assignment is over."""
+        """As in `Units`: with the first transaction that fails the assignment is over."""
         return self._trouble()
 
     @property

@@ -109,13 +109,13 @@ class UnitTracker(PartitionTracker, Unit):
         self._refusals = refusals
 
     def holds(self, records: int) -> bool:
-        """As of `PartitionTracker`, counting also outcomes that are not committed."""
+        """As in `PartitionTracker`, counting also outcomes that are not committed."""
         count = len(self._slots) + len(self._outcomes)
         return count > records or (bool(count) and self._size > _MOST_BYTES)
 
     @property
     def waits(self) -> bool:
-        """As of `PartitionTracker`: for the states of its keys."""
+        """As in `PartitionTracker`: for the states of its keys."""
         return self.states is not None and not self.states.restored
 
     def note(self, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
@@ -130,7 +130,7 @@ class UnitTracker(PartitionTracker, Unit):
             self._assignment.hurry()
 
     def settled(self, delivery: Delivery) -> None:
-        """As of `PartitionTracker`."""
+        """As in `PartitionTracker`."""
         outcome = self._outcomes.get(delivery.token) if self.states is not None else None
         if outcome is not None and outcome.key is not None:
             self._latest[key_bytes(outcome.key)] = outcome.value

@@ -1,10 +1,11 @@
-"""The MQTT client: with `_subscribe` the only module that uses private parts of aiomqtt and paho.
+"""The MQTT client: the only module that uses private parts of aiomqtt and paho.
 
-The libraries write and read CONNECT, SUBSCRIBE, UNSUBSCRIBE and DISCONNECT. Three things are done
-here instead, because the libraries would lose messages or time over them: messages and their
-acknowledgements bypass them (paho acknowledges on receipt or forgets the order, aiomqtt searches
-all pending calls for every publish); the socket is opened without a thread, so that abandoning an
-attempt leaves nothing behind; and the keep-alive runs even while reading is paused.
+The libraries write CONNECT, SUBSCRIBE, UNSUBSCRIBE and DISCONNECT, and read CONNACK and DISCONNECT.
+Three things are done here instead, because the libraries would lose messages or time over them:
+messages and their acknowledgements bypass them (paho acknowledges on receipt or forgets the order,
+aiomqtt searches all pending calls for every publish); the socket is opened without a thread, so
+that abandoning an attempt leaves nothing behind; and the keep-alive runs even while reading is
+paused.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ....errors import ConfigurationError
 
 __all__ = ["check_libraries", "check_loop", "check_websockets"]
 
-# Everything private that `_client` and `_subscribe` use.
+# What `_client` and `_subscribe` use or replace that the libraries do not document.
 _AIOMQTT_HOOKS = ("_client_connect", "_on_connect")
 _AIOMQTT_STATE = ("_client", "_connected", "_disconnected")
 _PAHO_HOOKS = ("_create_socket", "_mid_generate", "loop_read", "loop_write", "manual_ack_set")

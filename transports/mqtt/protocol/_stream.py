@@ -32,7 +32,7 @@ _WANT_READ = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 _WANT_WRITE = (*_WANT_READ, ssl.SSLWantWriteError)
 
 
-class Reading(enum.Enum):
+class ReadingState(enum.Enum):
     """What a stream does with incoming data.
 
     Attributes:
@@ -46,7 +46,7 @@ class Reading(enum.Enum):
     ENDED = "ended"
 
 
-class Writing(enum.Enum):
+class WritingState(enum.Enum):
     """Where written data is waiting.
 
     Attributes:
@@ -61,12 +61,12 @@ class Writing(enum.Enum):
 
 
 # Members of an Enum are slow to look up, and every packet needs them.
-_ON = Reading.ON
-_PAUSED = Reading.PAUSED
-_ENDED = Reading.ENDED
-_IDLE = Writing.IDLE
-_DUE = Writing.DUE
-_BLOCKED = Writing.BLOCKED
+_ON = ReadingState.ON
+_PAUSED = ReadingState.PAUSED
+_ENDED = ReadingState.ENDED
+_IDLE = WritingState.IDLE
+_DUE = WritingState.DUE
+_BLOCKED = WritingState.BLOCKED
 
 
 class FrameStream:
@@ -356,14 +356,14 @@ class FrameStream:
         if self._flushed is not None and not self._flushed.done():
             self._flushed.set_result(None)
 
-    def _set_reading(self, reading: Reading) -> None:
+    def _set_reading(self, reading: ReadingState) -> None:
         self._reading = reading
         if reading is _ON:
             self._loop.add_reader(self._descriptor, self._readable)
         else:
             self._loop.remove_reader(self._descriptor)
 
-    def _set_writing(self, writing: Writing) -> None:
+    def _set_writing(self, writing: WritingState) -> None:
         before, self._writing = self._writing, writing
         if writing is before:
             return

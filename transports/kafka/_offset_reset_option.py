@@ -15,7 +15,7 @@ def check_offset_reset(value: object) -> None:
     """Check the option's value.
 
     Raises:
-        ConfigurationError: it is no such value.
+        ConfigurationError: it is not one of the values of the option.
     """
     wrong = f"option offset_reset={quoted(value)} of KafkaConfig: "
     remedy = (

@@ -26,7 +26,7 @@ from ..routing._routed_deliveries import RoutedDelivery
 if TYPE_CHECKING:
     from ._administered_run import AdministeredRun
 
-__all__ = ["LivePicture"]
+__all__ = ["LiveObserver"]
 
 # Seconds. Times are those of the last turn and the one before.
 _TURN = 15.0
@@ -34,7 +34,7 @@ _TURN = 15.0
 _SLICE = 0.005
 
 
-class LivePicture:
+class LiveObserver:
     """Measures what the actors of a run do, and describes it; an `Observer`.
 
     Without an admin endpoint there is none, and messages cost nothing for it.

@@ -39,7 +39,7 @@ from ._unrun_results import refuse_unrun
 if TYPE_CHECKING:
     from ._system import ActorSystem
 
-__all__ = ["Cell", "call_hook", "receive_message", "work"]
+__all__ = ["ActorCell", "call_hook", "receive_message", "work"]
 
 A = TypeVar("A", bound=Actor)
 
@@ -51,7 +51,7 @@ _NO_FRAME = Frame("", active=False)
 BURST = 64
 
 
-class CellState(enum.Enum):
+class ActorCellState(enum.Enum):
     """The stages of an actor's life.
 
     Attributes:
@@ -74,13 +74,13 @@ class CellState(enum.Enum):
 
 
 # Members of an Enum are slow to look up, and each message needs one.
-_STARTING = CellState.STARTING
-_WAITING = CellState.WAITING
-_RUNNING = CellState.RUNNING
-_RENEWING = CellState.RENEWING
-_RENEWED = CellState.RENEWED
-_STOPPED = CellState.STOPPED
-_FAILED = CellState.FAILED
+_STARTING = ActorCellState.STARTING
+_WAITING = ActorCellState.WAITING
+_RUNNING = ActorCellState.RUNNING
+_RENEWING = ActorCellState.RENEWING
+_RENEWED = ActorCellState.RENEWED
+_STOPPED = ActorCellState.STOPPED
+_FAILED = ActorCellState.FAILED
 
 # The diagram in docs/design.md.
 _NEXT = {
@@ -94,7 +94,7 @@ _NEXT = {
 }
 
 
-class Cell(Generic[A]):
+class ActorCell(Generic[A]):
     """The part of an actor that persists while instances of the user's class come and go.
 
     Attributes:
@@ -159,7 +159,7 @@ class Cell(Generic[A]):
         self.receive: Callable[[A, Any], Awaitable[None]] = receive or receive_message
         self._leftover = leftover
         self._stopped = stopped
-        self.state: CellState = _STARTING
+        self.state: ActorCellState = _STARTING
         self.discard: bool = False
         self.leaves: bool = False
         self._afresh = False
@@ -371,11 +371,11 @@ class Cell(Generic[A]):
             elif self.mailbox.closed and not self.mailbox.items:
                 return False
 
-    def _become(self, state: CellState) -> None:
+    def _become(self, state: ActorCellState) -> None:
         assert state in _NEXT[self.state], f"{self.address}: {self.state} to {state}"
         self.state = state
 
-    async def _bring_up(self, up: CellState) -> bool:
+    async def _bring_up(self, up: ActorCellState) -> bool:
         """Start an instance, which makes the actor ``up``; return whether one has started."""
         restarts: RestartCounter | None = None
         while not self.discard:
@@ -544,7 +544,7 @@ def _wake(future: asyncio.Future[None]) -> None:
 # One loop on purpose: a call for each step would cost more than the steps. Its fast paths must be
 # equivalent to what they replace, `Mailbox.get_nowait`, `run_apart`, `go_on_apart` and `Frame.end`,
 # each of which says so: `test_actors_short_ways` runs both.
-async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
+async def work(cell: ActorCell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
     """Handle items one after another until the mailbox is closed and nothing is left to do.
 
     Returns only when the actor is to end.
@@ -686,7 +686,9 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
     frame.active = False
 
 
-async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> BaseException | None:
+async def call_hook(
+    cell: ActorCell[Any], hook: Callable[..., Any], *args: Any
+) -> BaseException | None:
     """Call one of the actor's hooks, plain or async, and return what it raised."""
     frame = Frame(cell)
     token = CURRENT.set(frame)
@@ -719,7 +721,7 @@ async def receive_message(instance: Any, item: Any) -> None:
     await run_apart(instance.on_receive, item)
 
 
-async def _failed(cell: Cell[Any], item: Any, error: BaseException) -> None:
+async def _failed(cell: ActorCell[Any], item: Any, error: BaseException) -> None:
     forget_earlier(error, by_frame=True)
     # Whatever the message's code has started is not part of what follows.
     await end_attempt()
@@ -741,7 +743,7 @@ async def _failed(cell: Cell[Any], item: Any, error: BaseException) -> None:
             del raised
 
 
-def _for_askers(cell: Cell[Any], error: BaseException) -> BaseException:
+def _for_askers(cell: ActorCell[Any], error: BaseException) -> BaseException:
     """Return the error in a form that can be raised in the asker's task."""
     if not isinstance(error, KeyboardInterrupt | SystemExit):
         return error
@@ -751,7 +753,7 @@ def _for_askers(cell: Cell[Any], error: BaseException) -> BaseException:
     return result
 
 
-def _cancelled(cell: Cell[Any], error: BaseException) -> ActorError:
+def _cancelled(cell: ActorCell[Any], error: BaseException) -> ActorError:
     result = ActorError(f"something that actor {cell.address!r} was waiting for was cancelled")
     result.__cause__ = error
     return result

@@ -14,7 +14,7 @@ import pytest
 from spa_dat import Actor, DistributedApplication, Reject, RetryPolicy, Socket, on
 from spa_dat.errors import RemoteError
 from spa_dat.runtime.admin import _live_feed, _server
-from spa_dat.runtime.admin._live_picture import LivePicture
+from spa_dat.runtime.admin._live_observer import LiveObserver
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.diagnostics import _figures
 from spa_dat.runtime.diagnostics._figures import PublishFigures, Times
@@ -342,10 +342,10 @@ async def test_who_takes_no_pictures_is_sent_no_more(
     monkeypatch.setattr(_server, "_SLOWEST", 0.05)
     app = DistributedApplication("memory://", name="plant", admin=f"127.0.0.1:{free_port}")
 
-    async def large(self: LivePicture) -> bytes:
+    async def large(self: LiveObserver) -> bytes:
         return b"x" * 1_000_000
 
-    monkeypatch.setattr(LivePicture, "document", large)
+    monkeypatch.setattr(LiveObserver, "document", large)
     async with running(app) as client:
         _, writer = await client.open("GET", "/live/events")
         writer.transport.pause_reading()  # type: ignore[attr-defined]

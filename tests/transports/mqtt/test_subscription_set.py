@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from spa_dat.errors import ConnectionLost
-from spa_dat.transports.mqtt import _session_filters
-from spa_dat.transports.mqtt._session_filters import SubscriptionSet
+from spa_dat.transports.mqtt import _subscription_set
+from spa_dat.transports.mqtt._subscription_set import SubscriptionSet
 
 pytestmark = pytest.mark.virtual
 
@@ -113,7 +113,7 @@ async def test_nothing_is_said_of_filters_that_were_not_there(
 async def test_unwanted_filters_stay_when_the_connection_ends_and_are_looked_for_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_session_filters, "_MOST_DISCARDED", 1)
+    monkeypatch.setattr(_subscription_set, "_MOST_DISCARDED", 1)
     gone: Any = Client()
     gone.lost.set_result(None)
     client: Any = Client()
