@@ -35,6 +35,14 @@ EXPECTED = {
         "house/notes: 23 bytes of text/plain",
     ],
     "exactly_once": ["invoice for order 3: 30.0 euros", " invoices have come, 3 different ones"],
+    "fleet": [
+        "Monday: south has driven 20000 km",
+        "Monday: west has driven 500 km",
+        "Tuesday: north has driven 24000 km",
+        "Tuesday: south has driven 32000 km",
+        "Tuesday: west has driven 1200 km",
+        "south goes to service after 32000 km",
+    ],
     "keyed": [
         "old: first message",
         "new: 75 km",
