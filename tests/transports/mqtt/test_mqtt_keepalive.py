@@ -169,7 +169,9 @@ async def test_while_reading_is_paused_pings_go_out_and_silence_is_not_judged() 
 
 
 @pytest.mark.parametrize("how", ["in good order", "with a reason", "with a reset"])
-async def test_a_broker_that_closes_while_reading_is_paused_is_noticed(how: str) -> None:
+async def test_a_broker_that_closes_while_reading_is_paused_is_noticed(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """As when it is restarted while a handler is slow: nobody reads that it has closed."""
     full = asyncio.Event()
 
@@ -186,6 +188,8 @@ async def test_a_broker_that_closes_while_reading_is_paused_is_noticed(how: str)
         if how == "in good order":
             peer.close()
         elif how == "with a reason":
+            # For these there is no room.
+            peer.send(b"".join(publish(packet_id, bytes(10_000)) for packet_id in range(3, 6)))
             peer.goodbye(0x8B)
         else:
             peer.reset()
@@ -201,6 +205,8 @@ async def test_a_broker_that_closes_while_reading_is_paused_is_noticed(how: str)
         await eventually(lambda: broker.connections >= 3)
         assert slow.events[0] == "hold"
         await eventually(lambda: consumer.trouble is None)
+    told = "the broker ended the connection: server shutting down (0x8b)"
+    assert any(told in line for line in caplog.messages) is (how == "with a reason")
 
 
 @pytest.mark.virtual

@@ -26,6 +26,7 @@ if sys.platform == "linux":
 _log = get_logger(__name__)
 
 _CHUNK = 65_536
+_DISCONNECT = 0xE0
 # On macOS; Python has no name for it.
 _SO_NWRITE = 0x1024
 _WANT_READ = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
@@ -214,9 +215,7 @@ class FrameStream:
         so what still arrives is read and dropped.
         """
         self.on_packet = _ignore
-        self._divert = _drop
-        if self._sink is not None:
-            self._sink = Dropped(self._sink.left)
+        self._drop_messages()
         self.resume()
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(timeout):
@@ -263,6 +262,35 @@ class FrameStream:
             return
         if self._hidden():
             self._loop.call_soon(self._readable)
+
+    def _read_goodbye(self) -> None:
+        """Read on to a DISCONNECT behind messages that there is no room for, and drop these.
+
+        They are not acknowledged, so they come again.
+        """
+        on_packet = self.on_packet
+
+        def only_goodbye(first: int, data: bytes, start: int, stop: int) -> None:
+            if first & 0xF0 == _DISCONNECT:
+                on_packet(first, data, start, stop)
+
+        self.on_packet = only_goodbye
+        self._drop_messages()
+        self._set_reading(_ON)
+        self._split(b"")
+        while self._reading is _ON:
+            try:
+                data = self._sock.recv(_CHUNK)
+            except OSError:
+                return
+            if not data:
+                return
+            self._split(data)
+
+    def _drop_messages(self) -> None:
+        self._divert = _drop
+        if self._sink is not None:
+            self._sink = Dropped(self._sink.left)
 
     def _catch_up(self) -> None:
         if self._reading is not _ON:
@@ -345,6 +373,8 @@ class FrameStream:
             return
         except OSError as error:
             # The broker may have said why before it closed.
+            if self._reading is _PAUSED:
+                self._read_goodbye()
             self._readable(error)
             self._end(error)
             return
