@@ -278,7 +278,7 @@ class KeyedHost:
     def take_back(self, lane: KeyedLane) -> None:
         """Note that a lane that was told of work ends without taking it."""
         self._assigned -= 1
-        self.next_work(lane)
+        self.leave_work(lane)
 
     def done(self, cell: KeyCell) -> None:
         """Note that a lane is done with what it took of a cell."""
@@ -335,6 +335,11 @@ class KeyedHost:
             # Nobody else may be left for it.
             self._assigned += 1
             return True
+        self.leave_work(lane)
+        return False
+
+    def leave_work(self, lane: KeyedLane) -> None:
+        """Note that a lane goes on with nothing: it has finished, or is ended in the middle."""
         if len(self._idle) >= self._places:
             # They were more because some waited, and will not be soon again.
             lane.rest()
@@ -344,7 +349,6 @@ class KeyedHost:
         else:
             # What is left in its cell could be given to nobody while the lane was at it.
             self.dispatch()
-        return False
 
     # Places.
 

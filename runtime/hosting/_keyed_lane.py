@@ -133,11 +133,17 @@ class KeyedSource:
                     await lane.wake(cell)
                 else:
                     await lane.make_call(cell, work)
-            finally:
-                lane.cell = lane.item = None
-                self.current = ()
-                host.done(cell)
-                goes_on = host.next_work(lane)
+            except BaseException:
+                self._put_down(cell)
+                host.leave_work(lane)
+                raise
+            self._put_down(cell)
+            goes_on = host.next_work(lane)
+
+    def _put_down(self, cell: KeyCell) -> None:
+        self._lane.cell = self._lane.item = None
+        self.current = ()
+        self._host.done(cell)
 
     def flush(self) -> None:
         """Do nothing: it holds nothing back."""

@@ -1002,6 +1002,34 @@ async def test_what_is_at_work_ends_and_what_waits_is_left_to_the_bus_at_a_stop(
     assert site.unsettled() == 4
 
 
+async def test_a_lane_that_is_killed_leaves_what_waits_to_those_that_end_in_order() -> None:
+    site = Site()
+    app = site.app()
+    gate = Gate()
+    done: list[str] = []
+
+    @app.application("work/{key}", per="key", name="actor", concurrency=2)
+    async def work(key: str) -> None:
+        await gate.pass_()
+        done.append(key)
+
+    async with app:
+        run = app._runs.current
+        assert run is not None
+        (runner,) = run.actors
+        for key in "abcd":
+            site.publish(f"work/{key}")
+        await gate.reached(2)
+        assert runner.keyed is not None
+        refs = [lane._ref for lane in runner.keyed.lanes if lane._ref is not None]
+        ends = [asyncio.ensure_future(run.system.stop(ref)) for ref in refs]
+        await asyncio.sleep(1)
+        await run.system.kill(refs[0])
+        gate.open()
+        await asyncio.wait(ends)
+        assert len(done) == 3
+
+
 async def test_an_actor_that_stops_itself_stops_for_all_keys() -> None:
     site = Site()
     app = site.app()
