@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from random import Random
 
+from .._keywords import suggests_keywords
 from ..errors import ConfigurationError
 
 __all__ = ["RestartCounter", "RestartPolicy"]
@@ -14,6 +15,7 @@ __all__ = ["RestartCounter", "RestartPolicy"]
 _EXITS = (SystemExit, KeyboardInterrupt)
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class RestartPolicy:
     """How often and how quickly a failed start is retried.

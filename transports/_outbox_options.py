@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._keywords import suggests_keywords
 from .._texts import quoted
 from ..errors import ConfigurationError
 from ._contract import Identity
@@ -18,6 +19,7 @@ __all__ = ["OutboxFile", "outbox_file_meant"]
 _LIMITS = {"max_messages": (1, 1_000_000_000), "max_bytes": (1, 2**50)}
 
 
+@suggests_keywords
 @dataclass(frozen=True, kw_only=True)
 class OutboxFile:
     """Where an application keeps what it has published until the broker has it, and how much of it.

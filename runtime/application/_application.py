@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Never, ParamSpec, Self, TypeVar, Unpack, overload
 
 from ..._environment import Environment
+from ..._keywords import keywords_of, unexpected_keyword
+from ..._texts import quoted
 from ...actors import Actor, RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Identity, SocketProvider, as_provider
@@ -22,7 +23,7 @@ from ..messaging._sync_socket import SyncSocket
 from ..messaging._typed_topic import R, Topic
 from ..options._actor_options import HandlerOptions
 from ..options._custom_codecs import Codec
-from ..options._option_checks import check_name, parse_reply_topics, unexpected_keyword
+from ..options._option_checks import check_name, parse_reply_topics
 from ..options._resources import Resource
 from ..registration._registry import ProviderLike, Registry
 from ..registration._specs import Spec
@@ -130,7 +131,7 @@ class DistributedApplication:
     ) -> None:
         if unknown:
             _refuse_keyword(type(self), unknown)
-        environment = environment or Environment()
+        environment = _environment(environment)
         instance = instance if instance is not None else os.environ.get("SPA_DAT_INSTANCE", "0")
         identity = Identity(
             application=(
@@ -694,6 +695,18 @@ class DistributedApplication:
         return f"<DistributedApplication {self.name!r} instance {self.identity.instance!r}>"
 
 
+def _environment(given: object) -> Environment:
+    if given is None:
+        return Environment()
+    if not isinstance(given, Environment):
+        raise ConfigurationError(
+            f"environment={quoted(given)}: give an Environment, which says where time stamps,"
+            " randomness and identifiers come from, or None; name= and instance= tell copies of an"
+            " application apart, and prefix= of a KafkaConfig stands before all names on a cluster"
+        )
+    return given
+
+
 def _outbox(given: object, identity: Identity) -> OutboxFile | None:
     if given is None:
         return None
@@ -759,8 +772,4 @@ def _provider(given: ProviderLike | None) -> SocketProvider | None:
 
 
 def _refuse_keyword(call: Callable[..., object], unknown: Mapping[str, object]) -> Never:
-    parameters = inspect.signature(call).parameters.values()
-    known = [
-        one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-    ]
-    raise ConfigurationError(unexpected_keyword(call.__name__, min(unknown), known))
+    raise ConfigurationError(unexpected_keyword(call.__name__, min(unknown), keywords_of(call)))

@@ -111,8 +111,10 @@ class Background:
             try:
                 loop.run_until_complete(main)
             except BaseException as error:
-                # Not what becomes of the application because of that.
-                self._ended_loop(error)
+                # Not what becomes of the application because of that. A start that was given up
+                # before it had begun has ended nothing.
+                if not main.cancelled():
+                    self._ended_loop(error)
                 raise
             finally:
                 end_loop(loop, main)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import os
-import re
 import sys
 import weakref
 from pathlib import Path
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["tell_if_never_started"]
 
+# What is called with an application to start it, or with a coroutine that does.
+_STARTERS = ("run", "enter_context", "enter_async_context")
 _runs: weakref.WeakKeyDictionary[DistributedApplication, Runs] = weakref.WeakKeyDictionary()
 
 
@@ -57,8 +59,24 @@ def _starts(name: str) -> bool:
     """Whether the script says how the application is started, and has ended before it got there."""
     path = vars(sys.modules["__main__"]).get("__file__")
     try:
-        text = Path(path or "").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    call, rest = rf"\b{name}\s*\.\s*(run|start)\b", rf"\b(run|with)\b[^#\n]*\b{name}\b"
-    return re.search(rf"^[^#\n]*({call}|{rest})", text, re.MULTILINE) is not None
+        tree = ast.parse(Path(path or "").read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return False  # it is not there any more, or is another one
+    return any(_is_start(node, name) for node in ast.walk(tree))
+
+
+def _is_start(node: ast.AST, name: str) -> bool:
+    if isinstance(node, ast.Attribute):
+        return node.attr in ("run", "start") and _names(name, node.value)
+    if isinstance(node, ast.With | ast.AsyncWith):
+        return any(_names(name, item.context_expr) for item in node.items)
+    if isinstance(node, ast.Call):
+        called = node.func
+        function = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        given = (*node.args, *(keyword.value for keyword in node.keywords))
+        return function in _STARTERS and any(_names(name, value) for value in given)
+    return False
+
+
+def _names(name: str, tree: ast.AST) -> bool:
+    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(tree))

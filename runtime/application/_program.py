@@ -439,9 +439,17 @@ def _holding() -> list[threading.Thread]:
 
 def _children() -> list[Any]:
     """Return the processes of multiprocessing that the interpreter waits for at its end."""
-    # Asking whether they have ended would reap them under the hands of who waits for them.
     children = getattr(sys.modules.get("multiprocessing.process"), "_children", ())
-    return [child for child in tuple(children) if not child.daemon]
+    return [child for child in tuple(children) if not (child.daemon or _has_ended(child))]
+
+
+def _has_ended(child: Any) -> bool:
+    from multiprocessing.connection import wait  # only who has children pays for the module
+
+    # Asking itself whether it has would reap it under the hands of who waits for it.
+    with contextlib.suppress(ValueError, OSError):
+        return bool(wait((child.sentinel,), timeout=0))
+    return True  # it was closed or reaped just now
 
 
 def _watch_end(owns_process: bool) -> None:

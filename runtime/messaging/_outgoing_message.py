@@ -8,12 +8,13 @@ from typing import Any, TypedDict, Unpack, overload
 
 import msgspec
 
+from ..._keywords import unexpected_keyword
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from ...transports import Tombstone, check_topic
 from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec, check_codec
-from ..options._option_checks import is_number, unexpected_keyword
+from ..options._option_checks import is_number
 from ..payloads._codec import encode, encode_as, encode_with, has_format_of
 from ._message import NO_HEADERS
 from ._turn import current_turn

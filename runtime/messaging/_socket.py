@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar, Unpack, get_args, get_origin, overload
+from typing import Any, Never, Protocol, TypeVar, Unpack, get_args, get_origin, overload
 
 import msgspec
 
+from ..._keywords import keywords_of, unexpected_keyword
 from ..._texts import quoted
 from ...actors import chain_names
 from ...errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
@@ -246,6 +247,7 @@ class Socket:
         key: str | None = None,
         headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
+        **unknown: Never,
     ) -> Any:
         """Send a request and wait for its first reply.
 
@@ -266,6 +268,8 @@ class Socket:
             DecodeError: the reply does not fit ``reply``.
             Others: as for `publish`.
         """
+        if unknown:
+            raise _unknown_option(Socket.request, unknown)
         reading = _reading_of(_reply_wanted("request", topic, reply), self._codec)
         (envelope,) = await self._request(topic, payload, key, headers, wire, timeout, 1)
         error = remote_error(envelope)
@@ -321,6 +325,7 @@ class Socket:
         key: str | None = None,
         headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
+        **unknown: Never,
     ) -> list[Any]:
         """Send a request and collect the replies of several responders.
 
@@ -346,6 +351,8 @@ class Socket:
             NoResponder, DecodeError: as for `request`.
             Others: as for `publish`.
         """
+        if unknown:
+            raise _unknown_option(Socket.request_many, unknown)
         if count is not None and not (isinstance(count, int) and count >= 1):
             raise ConfigurationError(
                 f"request_many(count={count!r}): give 1 or more, or None for all"
@@ -443,6 +450,12 @@ _remembered_reading = functools.lru_cache(256)(_make_reading)
 
 def _refuse() -> None:
     raise ActorStopped("the handler that this socket belongs to was given up; use it no longer")
+
+
+def _unknown_option(call: Callable[..., object], unknown: Mapping[str, object]) -> TypeError:
+    known = keywords_of(call)
+    known.remove("self")
+    return TypeError(unexpected_keyword(call.__name__, min(unknown), known))
 
 
 def _reply_wanted(call: str, topic: object, reply: Any) -> Any:

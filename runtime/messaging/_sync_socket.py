@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, Never, TypeVar, Unpack, overload
 
 from ..._busy_threads import waits_for_loop
 from ...errors import ActorStopped, ConfigurationError, RemoteError
@@ -200,11 +200,19 @@ class SyncSocket:
         key: str | None = None,
         headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
+        **unknown: Never,
     ) -> Any:
         """Send a request and wait for its first reply; see `Socket.request`."""
         return self._wait(
             self._socket.request(
-                topic, payload, reply=reply, timeout=timeout, key=key, headers=headers, wire=wire
+                topic,
+                payload,
+                reply=reply,
+                timeout=timeout,
+                key=key,
+                headers=headers,
+                wire=wire,
+                **unknown,
             )
         )
 
@@ -253,6 +261,7 @@ class SyncSocket:
         key: str | None = None,
         headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
+        **unknown: Never,
     ) -> list[Any]:
         """Send a request and collect several replies; see `Socket.request_many`."""
         return self._wait(
@@ -266,6 +275,7 @@ class SyncSocket:
                 key=key,
                 headers=headers,
                 wire=wire,
+                **unknown,
             )
         )
 

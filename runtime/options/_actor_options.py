@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from ..._keywords import nearest_or_all
 from ...actors import Overflow
 from ...errors import ConfigurationError
 from ...transports import SocketProvider, TopicFilter
@@ -25,7 +26,6 @@ from ._option_checks import (
     check_retained,
     check_seconds,
     check_wire,
-    nearest_or_all,
     parse_reply_topics,
     parse_rewind_to,
 )

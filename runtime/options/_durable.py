@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..._keywords import suggests_keywords
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from ._option_checks import LARGEST_WINDOW, MOST_HOT, check_count, check_seconds
@@ -18,6 +19,7 @@ __all__ = ["Durable"]
 _MOST_VERSIONS = LARGEST_WINDOW
 
 
+@suggests_keywords
 @dataclass(frozen=True, kw_only=True)
 class Durable:
     """How the states of durable keys are kept: what ``durable=`` gets instead of True.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,11 +32,9 @@ __all__ = [
     "check_seconds",
     "check_wire",
     "is_number",
-    "nearest_or_all",
     "parse_filters",
     "parse_reply_topics",
     "parse_rewind_to",
-    "unexpected_keyword",
 ]
 
 LARGEST_WINDOW = 65535
@@ -55,24 +52,6 @@ MOST_HOT = 1_000_000_000
 def is_number(value: object) -> bool:
     """Whether a value is an int or a float; True and False do not count."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def unexpected_keyword(call: str, name: str, known: Iterable[str]) -> str:
-    """Return what is wrong with a keyword that a call does not take, as Python says it, and more.
-
-    Args:
-        call: the name of the function.
-        name: the keyword.
-        known: those that it takes.
-    """
-    hint = nearest_or_all(name, sorted(known))
-    return f"{call}() got an unexpected keyword argument {name!r}; {hint}"
-
-
-def nearest_or_all(name: str, known: Sequence[str]) -> str:
-    """Return which name may be meant by one that does not exist, or else which ones there are."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
 
 
 def check_count(owner: str, option: str, value: object, most: int) -> None:

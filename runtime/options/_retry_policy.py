@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from ..._keywords import suggests_keywords
 from ...errors import ConfigurationError
 from ._option_checks import is_number
 
@@ -41,6 +42,7 @@ class Retry(Exception):
         self.after = after
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class RetryPolicy:
     """How often and how long a failing message is tried in place before it becomes a dead letter.

@@ -175,23 +175,38 @@ if not TYPE_CHECKING:
             # It stands in pyproject.toml, and nowhere else.
             value = import_module("importlib.metadata").version("spa-dat")
         else:
-            import_module("._names_of_0_4_0", __name__).check_name(name)
-            import_module("._names_of_parts", __name__).check_name_of_part(name)
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            advice = _advice_on(name)
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}" + (advice and f": {advice}")
+            )
         globals()[name] = value
         return value
 
 
-class _ModulesOf040:
-    """Is asked for modules that nothing else finds: those of 0.4.0 have an error of their own."""
+def _advice_on(name: str) -> str:
+    for advisor in ("._names_of_0_4_0", "._names_of_parts"):
+        advice: str | None = import_module(advisor, __name__).advice_on_name(name)
+        if advice is not None:
+            return advice
+    return ""
+
+
+class _Advisor:
+    """Is asked for modules that nothing else finds, and so for what `from` looks for in vain."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> None:
-        if name.startswith(f"{__name__}."):
-            import_module("._names_of_0_4_0", __name__).check_module(name)
+        package, _, rest = name.partition(".")
+        if package != __name__ or not rest:
+            return
+        import_module("._names_of_0_4_0", __name__).check_module(name)
+        advice = _advice_on(rest)
+        if advice:
+            # `from` would replace the text of an AttributeError.
+            raise ImportError(advice, name=__name__)
 
 
-sys.meta_path.append(_ModulesOf040)
+sys.meta_path.append(_Advisor)
 
 
 def __dir__() -> list[str]:

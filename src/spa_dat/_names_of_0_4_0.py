@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_module", "check_name"]
+__all__ = ["advice_on_name", "check_module"]
 
 _GUIDE = "docs/migrating.md has a table of all changes"
 _MODULES = {
@@ -44,8 +44,7 @@ def check_module(name: str) -> None:
         raise ImportError(f"{name} was a module of spa-dat 0.4.0: {advice}; {_GUIDE}", name=name)
 
 
-def check_name(name: str) -> None:
-    """Raise ImportError, which says what to use instead, for a name that 0.4.0 had."""
+def advice_on_name(name: str) -> str | None:
+    """Return what to use instead of a name that 0.4.0 had; None for any other."""
     advice = _NAMES.get(name)
-    if advice is not None:
-        raise ImportError(f"{name} was a name of spa-dat 0.4.0: {advice}; {_GUIDE}", name="spa_dat")
+    return None if advice is None else f"{name} was a name of spa-dat 0.4.0: {advice}; {_GUIDE}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["check_name_of_part"]
+__all__ = ["advice_on_name"]
 
 
-def check_name_of_part(name: str) -> None:
-    """Raise ImportError, which names the right module, for what another public module has."""
+def advice_on_name(name: str) -> str | None:
+    """Return which public module of the package has a name; None if there is no such module."""
     # Tools ask every module for names such as __wrapped__; that must not import anything. The
     # names of modules are asked for while these are being imported.
     if not name[:1].isupper():
-        return
+        return None
     from .errors import __all__ as errors
     from .recording import __all__ as recording
     from .states import __all__ as states
@@ -26,7 +26,5 @@ def check_name_of_part(name: str) -> None:
     }
     for part, names in parts.items():
         if name in names:
-            raise ImportError(
-                f"{name} is in another module: write 'from spa_dat.{part} import {name}'",
-                name="spa_dat",
-            )
+            return f"{name} is in another module: write 'from spa_dat.{part} import {name}'"
+    return None

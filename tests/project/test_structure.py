@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "actors": {
         "actors",
         "_environment",
+        "_keywords",
         "_limited_log",
         "_logs",
         "_texts",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
     "transports": {
         "transports",
         "_environment",
+        "_keywords",
         "_limited_log",
         "_logs",
         "_moments",
@@ -44,6 +46,7 @@ MAY_IMPORT = {
         "transports",
         "_environment",
         "_json_formatter",
+        "_keywords",
         "_limited_log",
         "_logs",
         "_moments",
@@ -58,6 +61,7 @@ MAY_IMPORT = {
         "actors",
         "transports",
         "_environment",
+        "_keywords",
         "_limited_log",
         "_logs",
         "_texts",

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
+from ..._keywords import suggests_keywords
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
@@ -50,6 +51,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
 _NO_TOPICS: Mapping[str, KafkaTopic] = MappingProxyType({})
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class KafkaTopic:
     """The Kafka topic that an address is bound to.
@@ -83,6 +85,7 @@ class KafkaTopic:
             )
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class KafkaConfig(BrokerConfig):
     """How to reach a Kafka cluster, and how much may be in flight with it.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..._keywords import suggests_keywords
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._contract import DEFAULT_WINDOW_BYTES
@@ -31,6 +32,7 @@ _LIMITS = {
 _NAME = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class MemoryConfig:
     """A broker in the process, without any network.

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 from urllib.parse import quote
 
+from ..._keywords import suggests_keywords
 from ..._texts import bracketed, quoted
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
@@ -34,6 +35,7 @@ _LONGEST_SOCKET = 107
 _HOST = re.compile(r"[^\s/\\?#@%\[\]\x00-\x1f]+(%[A-Za-z0-9._~-]+)?")
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class MqttConfig(BrokerConfig):
     """How to reach an MQTT 5 broker, and how much may be in flight with it.

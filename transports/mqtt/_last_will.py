@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..._keywords import suggests_keywords
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._envelope import Envelope
@@ -21,6 +22,7 @@ _LONGEST_DELAY = 4_294_967_295
 _OWNER = "option will of MqttConfig"
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class LastWill:
     """What the broker publishes when an application is gone, so that others know.

@@ -15,6 +15,8 @@ import pytest
 
 from spa_dat import DistributedApplication, SyncSocket
 from spa_dat.errors import ConfigurationError, ConnectFailed
+from spa_dat.runtime.application import _background
+from spa_dat.runtime.application._program import new_loop
 from support.waiting import eventually
 
 
@@ -169,7 +171,9 @@ def test_an_interrupt_during_the_start_ends_it(interrupt: Callable[[], None]) ->
     assert "spa_dat background" not in threads()
 
 
-def test_an_interrupt_while_the_thread_begins_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_the_thread_begins_ends_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     app = DistributedApplication("memory://", name="background", stop_timeout=0.1)
     start = threading.Thread.start
 
@@ -190,6 +194,36 @@ def test_an_interrupt_while_the_thread_begins_ends_it(monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt), app:
         pytest.fail("it has not started")
     assert "spa_dat background" not in threads()
+    assert not caplog.messages
+
+
+def test_a_start_that_is_interrupted_before_it_has_begun_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make()
+    begun = threading.Event()
+
+    def loop_after_the_interrupt() -> asyncio.AbstractEventLoop:
+        begun.wait(60)
+        return new_loop()
+
+    def interrupted(futures: object, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    def abandoned(background: _background.Background) -> None:
+        # When the thread makes its task, the start has been given up.
+        background._abandoned = True
+        begun.set()
+        abandon(background)
+
+    abandon = _background.Background._abandon
+    monkeypatch.setattr(_background, "new_loop", loop_after_the_interrupt)
+    monkeypatch.setattr(_background, "wait", interrupted)
+    monkeypatch.setattr(_background.Background, "_abandon", abandoned)
+    with pytest.raises(KeyboardInterrupt), app:
+        pytest.fail("it has not started")
+    assert "spa_dat background" not in threads()
+    assert not caplog.messages
 
 
 def test_an_interrupt_before_there_is_a_thread_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,8 @@ def errors_of(folder: Path, *arguments: str, end: str = "") -> str:
 def test_a_script_that_registers_actors_and_ends_is_told_what_it_lacks(tmp_path: Path) -> None:
     assert errors_of(tmp_path, "actors") == _TOLD
     assert errors_of(tmp_path, "actors", end="# plant.run()") == _TOLD
+    assert errors_of(tmp_path, "actors", end="print('to start: plant.run()')") == _TOLD
+    assert errors_of(tmp_path, "actors", end="other.run; print(plant)") == _TOLD
     # One without actors may have been made for something else.
     assert errors_of(tmp_path) == ""
 
@@ -49,6 +51,9 @@ def test_a_script_that_registers_actors_and_ends_is_told_what_it_lacks(tmp_path:
         "sys.exit()\nplant.run()",
         "sys.exit()\nspa_dat.run(other, plant)",
         "sys.exit()\nwith plant: pass",
+        "sys.exit()\nspa_dat.run(\n    other,\n    plant,\n)",
+        "sys.exit()\nstack.enter_context(plant)",
+        "sys.exit()\nasync def main():\n    async with other, plant:\n        pass",
         "with plant: pass",
     ],
 )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
 import signal
 import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import anyio
 import pytest
 
 from spa_dat import Actor, DistributedApplication, on
-from spa_dat.runtime.application import _signals
+from spa_dat.runtime.application import _program, _signals
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.testing import Mosquitto
 from spa_dat.transports.memory import MemoryProvider
@@ -692,6 +696,18 @@ def test_a_process_that_keeps_an_ended_program_alive_is_named(start: Start) -> N
         """
     )
     ends_by_the_second_signal_after_it_has_told(program)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_process_that_has_ended_is_not_named_and_not_reaped(method: Any) -> None:
+    child = multiprocessing.get_context(method).Process(target=int, name="brief")
+    child.start()
+    multiprocessing.connection.wait([child.sentinel], 60)
+    assert child in multiprocessing.process._children  # type: ignore[attr-defined]
+    assert child not in _program._children()
+    assert child._popen.returncode is None
+    child.join()
+    assert child.exitcode == 0
 
 
 def given_up(app: DistributedApplication) -> list[str]:

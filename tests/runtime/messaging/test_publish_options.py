@@ -146,6 +146,16 @@ def test_an_option_that_there_is_not_is_a_type_error(call: str, name: str) -> No
         assert str(error).endswith("; did you mean 'key'?")
 
 
+def test_an_option_of_a_request_that_there_is_not_is_a_type_error() -> None:
+    app = DistributedApplication("memory://", name="app")
+    with app:
+        sync = app.sync_socket()
+        calls: list[Callable[..., Any]] = [sync.request, sync.request_many]
+        for call in calls:
+            with pytest.raises(TypeError, match=rf"{call.__name__}\(\) .*did you mean 'timeout'"):
+                call("in", "text", timout=1)
+
+
 @pytest.mark.parametrize("call", ["Socket.publish", "Socket.post", "SyncSocket.publish"])
 @pytest.mark.parametrize("name", ["key", "headers", "content_type", "type", "retain", "qos"])
 def test_a_whole_message_takes_no_options_besides(call: str, name: str) -> None:
