@@ -138,6 +138,7 @@ def test_the_help_names_commands_and_options(said: Said) -> None:
         "request",
         "run",
         "show",
+        "states",
         "top",
     ]
     for command in names:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 
 import aiokafka.errors as kafka
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, codec
-from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.conn import (
     AIOKafkaConnection,
@@ -51,6 +51,7 @@ from aiokafka.protocol.admin import (
     SaslHandShakeRequest,
 )
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest
@@ -95,6 +96,8 @@ __all__ = [
     "fetching_ends",
     "find_topics",
     "forget_topic",
+    "group_offsets",
+    "group_state",
     "guard_transactions",
     "hosts_of",
     "is_assigned",
@@ -967,6 +970,48 @@ async def describe_group(consumer: Any, group: str) -> tuple[int, str, set[Topic
     for member in members:
         taken.update(_assigned_to(member[4]))
     return code, state, taken
+
+
+async def group_state(client: Any, group: str) -> str:
+    """Return the state of a group, as the cluster calls it: ``Dead`` if there is none.
+
+    Args:
+        client: the library's, or one from `new_client`.
+        group: its id.
+
+    Raises:
+        aiokafka.errors.KafkaError: no answer, or a refusal.
+    """
+    node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+    answer = await client.send(node, DescribeGroupsRequest([group]))
+    code, _, state, *_ = answer.groups[0]
+    if code:
+        raise kafka.for_code(code)(group)
+    return str(state)
+
+
+async def group_offsets(client: Any, group: str) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Return all that a group has committed.
+
+    Args:
+        client: the library's, or one from `new_client`.
+        group: its id.
+
+    Raises:
+        aiokafka.errors.KafkaError: no answer, or a refusal.
+    """
+    node = await client.coordinator_lookup(CoordinationType.GROUP, group)
+    answer = await client.send(node, OffsetFetchRequest(group, None))
+    if answer.error_code:
+        raise kafka.for_code(answer.error_code)(group)
+    offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+    for topic, partitions in answer.topics:
+        for partition, offset, note, code in partitions:
+            if code:
+                raise kafka.for_code(code)(topic)
+            if offset >= 0:
+                offsets[TopicPartition(topic, partition)] = OffsetAndMetadata(offset, note)
+    return offsets
 
 
 def _assigned_to(assignment: bytes) -> Iterable[TopicPartition]:

@@ -67,6 +67,11 @@ _EPILOG_OF_LETTERS = (
     "Exit code: 0 when all went well, 1 when there is no such dead letter, 2 when something about"
     " the command is wrong or the broker cannot be used."
 )
+_EPILOG_OF_COPIES = (
+    "Exit code: 0 when all went well, 1 when copying has failed and may be begun again, 2 when"
+    " something about the command is wrong, the states cannot be copied now, or the cluster cannot"
+    " be used; nothing was changed then."
+)
 _EPILOG_OF_CHANGES = (
     "Exit code: 0 when all went well, 1 when there is no such dead letter or it is still there, 2"
     " when something about the command is wrong, nobody answers, or the broker cannot be used."
@@ -608,6 +613,45 @@ def _dlq_discard(**given: Any) -> int:
 
     choice = _choice(given)
     return discard_letters(choice=choice, **given)
+
+
+@_commands.group(
+    "states",
+    invoke_without_command=True,
+    epilog=_EPILOG,
+    short_help="Copy the states of keys, for more partitions.",
+)
+@click.pass_context
+def _states(context: click.Context) -> None:
+    """Work with the states of durable keys on a Kafka cluster."""
+    _ask_for_command(context, _states)
+
+
+@_states.command(
+    "copy", epilog=_EPILOG_OF_COPIES, short_help="Copy states for a topic with other partitions."
+)
+@click.argument("url")
+@click.option("--application", required=True, metavar="NAME", help="The application, stopped.")
+@click.option("--actor", required=True, metavar="NAME", help="Whose states they are.")
+@click.option("--to", required=True, metavar="NAME", help="The actor that goes on with them.")
+@click.option(
+    "--topic",
+    required=True,
+    metavar="NAME",
+    help="The topic that this one reads, by its name on the cluster, with all its partitions.",
+)
+@_name_option
+def _states_copy(**given: Any) -> int:
+    """Copy the states of an actor's keys for another actor, whose topic has more partitions.
+
+    To be called while no instance of the application is running. URL is that of the Kafka cluster,
+    or of a configuration document. Each state goes where the messages of its key are now. If both
+    actors read the same topic, the second goes on where the first has ended. What the first one has
+    stays as it is.
+    """
+    from ._states import copy_states
+
+    return copy_states(**given)
 
 
 @_commands.command(

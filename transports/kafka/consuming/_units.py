@@ -195,8 +195,8 @@ class Units:
             raise ConfigurationError(
                 f"topic {topic!r} has {count} partitions, and {name!r}, which has the states of its"
                 f" keys, has {len(partitions)}: keys are in other partitions now than their states."
-                " Give the actor another name, with which it begins with new states, or a topic"
-                " with as many partitions as before"
+                " Give the actor another name, and copy the states with spa-dat states copy, or"
+                " begin with new ones; or give it a topic with as many partitions as before"
             )
         facts = await topic_facts(client, [name])
         await self._know_changelog(facts[name].id if facts and name in facts else "", count)

@@ -1,0 +1,308 @@
+"""Copying the states of keys into a changelog with another number of partitions."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import NewPartitions
+from aiokafka.structs import TopicPartition
+
+from spa_dat import KafkaConfig
+from spa_dat.errors import ConfigurationError, TransportError
+from spa_dat.testing import Kafka
+from spa_dat.transports.kafka._partitioner import hash_of
+from spa_dat.transports.kafka._records import Record
+from spa_dat.transports.kafka._topic_names import Names
+from spa_dat.transports.kafka.consuming import _state_copies
+from spa_dat.transports.kafka.consuming._state_copies import CopiedStates, copy_states
+from spa_dat.transports.kafka.producing._topic_creation import Topics
+from spa_dat.transports.kafka.producing._transactions import (
+    Placed,
+    TransactionalProducer,
+    TransactionFailed,
+)
+from support.kafka_bus import admin, create, new_prefix, read, settings
+from support.waiting import eventually
+
+pytestmark = pytest.mark.kafka
+
+BEFORE, AFTER = 3, 5
+HEADERS = [("header", b"1")]
+KEYS = [b"%d" % number for number in range(30)]
+
+
+class Cluster:
+    """A topic, and what an actor has left behind that has read all of it.
+
+    Args:
+        kafka: the broker.
+    """
+
+    def __init__(self, kafka: Kafka) -> None:
+        self.server = kafka.server
+        self.prefix = new_prefix()
+        self.topic = f"{self.prefix}numbers"
+        self.group = f"{self.prefix}app.old"
+        self.old, self.new = (f"{self.prefix}_spa.state.app.{name}" for name in ("old", "new"))
+        self.config = KafkaConfig(kafka.server, prefix=self.prefix)
+
+    async def fill(self) -> None:
+        """Let there be a message and a state of each key, and a state that was deleted."""
+        await create(self.server, self.topic, BEFORE)
+        await create(self.server, self.old, BEFORE, cleanup_policy="compact")
+        await self.send(self.topic, dict.fromkeys(KEYS, b"1"), BEFORE)
+        await self.send(self.old, dict.fromkeys(KEYS, b"first"), BEFORE)
+        await self.send(self.old, {b"gone": b"state"}, BEFORE)
+        await self.send(self.old, {b"gone": None}, BEFORE)
+        await self.send(self.old, {key: b"{}\n%b" % key for key in KEYS}, BEFORE)
+        await self.commit(range(BEFORE))
+
+    async def send(self, topic: str, values: dict[bytes, bytes | None], count: int) -> None:
+        async with AIOKafkaProducer(bootstrap_servers=self.server) as producer:
+            for key, value in values.items():
+                await producer.send_and_wait(
+                    topic, value, key, partition=hash_of(key) % count, headers=HEADERS
+                )
+
+    async def commit(self, partitions: Iterable[int]) -> None:
+        """Commit the ends of partitions, as the actor that has read them."""
+        async with self.member() as consumer:
+            places = [TopicPartition(self.topic, number) for number in partitions]
+            consumer.assign(places)
+            await consumer.commit(await consumer.end_offsets(places))
+
+    def member(self) -> Any:
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.server, group_id=self.group, enable_auto_commit=False
+        )
+
+    async def grow(self) -> None:
+        """Give the topic more partitions."""
+        async with admin(self.server) as client:
+            await client.create_partitions({self.topic: NewPartitions(AFTER)})
+
+        async def has_grown() -> bool:
+            return (await settings(self.server, self.topic))[0] == AFTER
+
+        await eventually(has_grown)
+
+    async def copy(self, **options: str) -> CopiedStates:
+        given = {"application": "app", "actor": "old", "to": "new", "topic": self.topic}
+        return await copy_states(self.config, **(given | options))
+
+    async def refused(self, **options: str) -> str:
+        """Copy, which is refused; return why."""
+        with pytest.raises(ConfigurationError) as raised:
+            await self.copy(**options)
+        return str(raised.value)
+
+
+@pytest.fixture
+def cluster(kafka: Kafka) -> Cluster:
+    cluster = Cluster(kafka)
+    asyncio.run(cluster.fill())
+    return cluster
+
+
+async def states(cluster: Cluster) -> dict[bytes, tuple[int, bytes]]:
+    """Return where the copied states are, and what they are; no key has several records."""
+    found: dict[bytes, tuple[int, bytes]] = {}
+    places = [TopicPartition(cluster.new, number) for number in range(AFTER)]
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=cluster.server,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+    )
+    async with consumer, asyncio.timeout(60):
+        consumer.assign(places)
+        for place, end in (await consumer.end_offsets(places)).items():
+            # Behind the last record there is a marker.
+            while await consumer.position(place) < end:
+                for record in (await consumer.getmany(place, timeout_ms=100)).get(place, ()):
+                    assert record.key not in found
+                    assert record.headers == tuple(HEADERS)
+                    found[record.key] = place.partition, record.value
+    return found
+
+
+async def test_each_state_is_where_the_messages_of_its_key_go_now(cluster: Cluster) -> None:
+    await cluster.grow()
+    done = await cluster.copy()
+    assert done == (len(KEYS), len(KEYS), cluster.old, cluster.new, BEFORE, AFTER)
+    partitions, options = await settings(cluster.server, cluster.new)
+    assert (partitions, options["cleanup.policy"]) == (AFTER, "compact")
+    assert await states(cluster) == {key: (hash_of(key) % AFTER, b"{}\n%b" % key) for key in KEYS}
+    # Whoever is called twice has done it already.
+    assert (await cluster.copy()).written == 0
+    assert len(await states(cluster)) == len(KEYS)
+
+
+async def test_the_new_actor_goes_on_where_the_old_one_has_ended(cluster: Cluster) -> None:
+    await cluster.grow()
+    await cluster.copy()
+    cluster.group = f"{cluster.prefix}app.new"
+    places = [TopicPartition(cluster.topic, number) for number in range(AFTER)]
+    async with cluster.member() as consumer:
+        consumer.assign(places)
+        ends = await consumer.end_offsets(places)
+        assert {place: await consumer.committed(place) for place in places} == ends
+    assert "has handled messages already" not in str(await cluster.copy())
+    await cluster.send(cluster.topic, {KEYS[0]: b"2"}, AFTER)
+    await cluster.commit(range(AFTER))
+    cluster.group = f"{cluster.prefix}app.old"
+    assert "app.new' has handled messages already" in await cluster.refused()
+
+
+async def test_another_topic_is_read_from_its_start(cluster: Cluster) -> None:
+    await create(cluster.server, f"{cluster.topic}.more", AFTER)
+    assert (await cluster.copy(topic=f"{cluster.topic}.more")).after == AFTER
+    cluster.group = f"{cluster.prefix}app.new"
+    place = TopicPartition(f"{cluster.topic}.more", 0)
+    async with cluster.member() as consumer:
+        consumer.assign([place])
+        assert await consumer.committed(place) is None
+
+
+async def test_a_copy_that_has_failed_is_begun_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grow()
+    monkeypatch.setattr(_state_copies, "_MOST_RECORDS", 8)
+    commit, commits = TransactionalProducer.commit, 0
+
+    async def fail(self: TransactionalProducer, *given: Any, **options: Any) -> Any:
+        nonlocal commits
+        commits += 1
+        if commits == 3:
+            raise TransactionFailed(ConnectionError("the cable is cut"))
+        return await commit(self, *given, **options)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", fail)
+    with pytest.raises(TransportError, match=r"call it again.*the cable is cut"):
+        await cluster.copy()
+    assert (await cluster.copy()).written == len(KEYS) - 16
+    assert len(await states(cluster)) == len(KEYS)
+
+
+async def test_a_group_with_members_is_refused(cluster: Cluster) -> None:
+    await cluster.grow()
+    for group in (cluster.group, f"{cluster.prefix}app.new"):
+        consumer = AIOKafkaConsumer(cluster.topic, bootstrap_servers=cluster.server, group_id=group)
+        async with consumer:
+            assert f"group {group!r} has members" in await cluster.refused()
+    await cluster.copy()
+
+
+async def test_an_open_transaction_is_refused(cluster: Cluster) -> None:
+    await cluster.grow()
+    identifier = f"{cluster.group}.0"
+    async with AIOKafkaProducer(
+        bootstrap_servers=cluster.server, transactional_id=identifier
+    ) as producer:
+        await producer.begin_transaction()
+        await producer.send_and_wait(cluster.old, b"not committed", key=KEYS[0], partition=0)
+        assert "a transaction is open in partition 0" in await cluster.refused()
+        await producer.abort_transaction()
+    await cluster.copy()
+
+
+async def test_whoever_comes_back_from_a_suspension_commits_nothing_any_more(
+    cluster: Cluster,
+) -> None:
+    await cluster.grow()
+    topics = Topics(cluster.config, Names(cluster.config), "test")
+    one = TransactionalProducer(
+        cluster.config, "test", f"{cluster.group}.0", cluster.group, topics, random.Random()
+    )
+    await one.start()
+    try:
+        await cluster.copy()
+        with pytest.raises(TransactionFailed) as raised:
+            await one.commit([Placed(Record(cluster.old, KEYS[0], b"late", [], None), 0)], {})
+    finally:
+        await one.close()
+    assert raised.value.fenced
+
+
+async def test_a_target_with_something_else_is_refused(cluster: Cluster) -> None:
+    await cluster.grow()
+    await create(cluster.server, cluster.new, AFTER, cleanup_policy="compact")
+    await cluster.send(cluster.new, {b"7": b"another"}, AFTER)
+    refusal = await cluster.refused()
+    assert "is not empty: it has another state of key '7'" in refusal
+    assert len(await read(cluster.server, cluster.new, 1)) == 1
+
+
+async def test_a_target_with_other_partitions_is_refused(cluster: Cluster) -> None:
+    await cluster.grow()
+    await create(cluster.server, cluster.new, AFTER + 1, cleanup_policy="compact")
+    assert f"has {AFTER + 1} partitions, and " in await cluster.refused()
+
+
+async def test_what_is_not_handled_and_would_be_without_its_state_is_refused(
+    cluster: Cluster,
+) -> None:
+    moved = next(key for key in KEYS if hash_of(key) % BEFORE != hash_of(key) % AFTER)
+    await cluster.send(cluster.topic, {moved: b"2"}, BEFORE)
+    await cluster.grow()
+    refusal = await cluster.refused()
+    assert "is not handled yet, and its key belongs in another of 5 partitions" in refusal
+    await cluster.commit(range(BEFORE))
+    # This is in the right partition already.
+    await cluster.send(cluster.topic, dict.fromkeys(KEYS, b"3"), AFTER)
+    await cluster.copy()
+
+
+async def test_nothing_may_be_left_in_a_topic_that_is_not_read_any_more(cluster: Cluster) -> None:
+    await create(cluster.server, f"{cluster.topic}.more", AFTER)
+    await cluster.send(cluster.topic, {KEYS[0]: b"2"}, BEFORE)
+    refusal = await cluster.refused(topic=f"{cluster.topic}.more")
+    assert "is not handled yet: stop all senders" in refusal
+
+
+async def test_a_state_that_is_not_where_its_key_belongs_is_refused(cluster: Cluster) -> None:
+    await cluster.send(cluster.old, dict.fromkeys(KEYS, b"elsewhere"), 1)
+    await cluster.grow()
+    assert "does not choose partitions as the Java client does" in await cluster.refused()
+
+
+async def test_what_changes_while_it_is_copied_is_not_taken_for_all(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grow()
+    commit = TransactionalProducer.commit
+
+    async def change(self: TransactionalProducer, *given: Any, **options: Any) -> Any:
+        await cluster.send(cluster.old, {KEYS[0]: b"changed"}, BEFORE)
+        return await commit(self, *given, **options)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", change)
+    with pytest.raises(TransportError, match="was changed while it was copied: delete"):
+        await cluster.copy()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"actor": "other"}, "no topic '.*other' at .* check the names"),
+        ({"topic": "nothing"}, "no topic 'nothing' at .* by its name on the cluster"),
+    ],
+)
+async def test_what_is_not_there_is_named(
+    cluster: Cluster, options: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        await cluster.copy(**options)
+    assert await settings(cluster.server, cluster.new) == (0, {})
+
+
+async def test_an_actor_that_has_handled_nothing_is_refused(kafka: Kafka) -> None:
+    cluster = Cluster(kafka)
+    await create(cluster.server, cluster.topic, AFTER)
+    await create(cluster.server, cluster.old, BEFORE)
+    assert "app.old' has committed nothing" in await cluster.refused()
