@@ -672,5 +672,5 @@ def test_an_application_without_a_name_is_refused() -> None:
     @app.application("work/{key}", per="key", state=Count, durable=True)
     async def work(number: int, state: Count) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="application with a name"), Harness(app):
+    with pytest.raises(ConfigurationError, match="needs a named application"), Harness(app):
         """It does not start."""

@@ -310,7 +310,7 @@ def test_an_application_without_a_name_is_refused() -> None:
     @app.application("orders", exactly_once=True)
     async def orders(payload: bytes) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="application with a name"), Harness(app):
+    with pytest.raises(ConfigurationError, match="needs a named application"), Harness(app):
         """It does not start."""
 
 
