@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
     from ._keyed_host import KeyedHost
 
-__all__ = ["DurableLane"]
+__all__ = ["ALREADY_HANDLED", "DurableLane"]
+
+ALREADY_HANDLED = "AlreadyHandled", "the request was handled before, and its reply is not kept"
+"""The code and the text with which a request is answered that comes again."""
 
 
 class DurableLane(KeyedLane, abc.ABC):

@@ -40,6 +40,7 @@ class KeptStates:
 
     Attributes:
         ttl: seconds for which a state is kept that does not change; None for ever.
+        dedupe: how many messages are known again; None for none, or where it is not done here.
     """
 
     def __init__(self, runner: ActorRunner, host: KeyedHost, log: LimitedLog) -> None:
@@ -51,6 +52,9 @@ class KeptStates:
         self._type = runner.options.state
         self._version = runner.options.kept.version
         self.ttl = runner.options.kept.ttl
+        # Elsewhere the store knows them.
+        moves = runner.connection.provider.has_transactions
+        self.dedupe = runner.options.kept.dedupe if moves else None
 
     def read(self, stored: StoredKey, key: str) -> KeyRecord:
         """Return what is stored of a key; stop the actor, and raise, if it cannot be read."""
@@ -87,7 +91,11 @@ class KeptStates:
             cell.reset()
 
     def changed(
-        self, cell: KeyCell, effects: Effects, fired: ReminderDelivery | None
+        self,
+        cell: KeyCell,
+        effects: Effects,
+        fired: ReminderDelivery | None,
+        message: bytes | None = None,
     ) -> tuple[KeyRecord | None, bytes | None]:
         """Return what is to be kept of a key, and that as bytes; None for what is kept already.
 
@@ -95,6 +103,7 @@ class KeptStates:
             cell: the key.
             effects: of its message.
             fired: the message, if it is a reminder.
+            message: what the message is known by; None if it is not to be known again.
         """
         saved = cell.saved
         reminders = {} if saved is None or effects.deletes else dict(saved.reminders)
@@ -111,17 +120,25 @@ class KeptStates:
             else:
                 reminders[name] = Reminder(*reminder)
         state = None if effects.deletes else self._encoded(cell)
-        if state is None and not reminders:
+        handled = self._handled(saved, message) if self.dedupe is not None else ()
+        if state is None and not reminders and not handled:
             return None, None if saved is None else b""
         changed, version = self._now(), self._version
         if saved is not None and state == saved.state:
             changed = saved.changed
-            if version == saved.version and reminders == saved.reminders:
+            same = version == saved.version and reminders == saved.reminders
+            if same and handled == saved.handled:
                 return None, None
         if reminders:
             _check_number(cell, reminders)
-        record = KeyRecord(state, version, changed, reminders=reminders)
+        record = KeyRecord(state, version, changed, reminders=reminders, handled=handled)
         return record, record.as_bytes()
+
+    def _handled(self, saved: KeyRecord | None, message: bytes | None) -> tuple[bytes, ...]:
+        """Return what the last messages of a key are known by, with one more."""
+        assert self.dedupe is not None
+        known = () if saved is None else saved.handled
+        return (known if message is None else (*known, message))[-self.dedupe :]
 
     def _encoded(self, cell: KeyCell) -> bytes:
         """Return the state of a key as it is to be kept; raise if it cannot be."""

@@ -42,6 +42,7 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
         changed: when it was changed last, in seconds since 1970.
         revision: of the store; 0 if it has nothing of the key.
         reminders: by name.
+        handled: what the messages that were handled last are known by, the latest at the end.
     """
 
     state: bytes | None
@@ -49,11 +50,12 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     changed: float
     revision: int = 0
     reminders: Mapping[str, Reminder] = _NO_REMINDERS
+    handled: tuple[bytes, ...] = ()
 
     def as_bytes(self) -> bytes:
         """Return it as it is stored: a line of JSON about the state, and the state."""
         header = msgspec.json.encode(
-            _Header(_FORMAT, self.version, self.changed, dict(self.reminders))
+            _Header(_FORMAT, self.version, self.changed, dict(self.reminders), self.handled)
         )
         return b"%b\n%b" % (header, self.state or b"")
 
@@ -79,6 +81,7 @@ class _Header(msgspec.Struct, gc=False, omit_defaults=True):
     version: int
     changed: float
     reminders: dict[str, Reminder] = {}
+    handled: tuple[bytes, ...] = ()
 
 
 _FORMAT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -107,5 +110,10 @@ def read_record(stored: StoredKey, key: str) -> KeyRecord:
             " restore it, or delete the key in the store"
         ) from error
     return KeyRecord(
-        state or None, read.version, read.changed, stored.revision, read.reminders or _NO_REMINDERS
+        state or None,
+        read.version,
+        read.changed,
+        stored.revision,
+        read.reminders or _NO_REMINDERS,
+        read.handled,
     )

@@ -11,15 +11,15 @@ from ..._texts import quoted
 from ...actors import refuse_unrun
 from ...errors import ConfigurationError, NotHere
 from ...transports import Delivery, Envelope
-from ...transports._state_store import StoredKey
+from ...transports._state_store import StoredKey, identity_of
 from ...transports._units import Outcome, Unit
 from ..handling._argument_values import ProducerScope
 from ..messaging._recording_socket import RecordingSocket
 from ..messaging._socket import Socket
-from ..messaging._turn import Effects
+from ..messaging._turn import Effects, Turn
 from ..options._retry_policy import Reject
 from ..registration._specs import Handler
-from ._durable_lane import DurableLane
+from ._durable_lane import ALREADY_HANDLED, DurableLane
 from ._keyed_lane import KeyedLane, KeyedSocket
 from ._keyed_mailbox import KeyCell
 from ._outcome_lane import OutcomeLane, recorded, refuse_again
@@ -109,6 +109,10 @@ class PartitionedLane(OutcomeLane, DurableLane):
         """Call a handler, and note what it has come to."""
         cell, turn, delivery = self._at_work()
         unit = self._unit_of(cell, delivery)
+        message = None if self.kept.dedupe is None else self._known_by(cell, delivery.envelope)
+        if message is not None and cell.saved is not None and message in cell.saved.handled:
+            self._pass_over(unit, delivery, turn)
+            return None
         effects, outcome = turn.effects, turn.outcome = Effects(), Outcome()
         outcome.dropped += (partial(self._undo, cell),)
         try:
@@ -116,7 +120,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
             if result is not None:
                 refuse_unrun(result, handler.injection.name)
             turn.refuse_failure()
-            record, value = self.kept.changed(cell, effects, None)
+            record, value = self.kept.changed(cell, effects, None, message)
             # What is not in the transaction has to be there before the message counts as handled.
             if turn.posts:
                 await self.away(_all(turn.posts), delivery)
@@ -134,6 +138,24 @@ class PartitionedLane(OutcomeLane, DurableLane):
             cell.saved = record
         unit.note(delivery, outcome, hurry=turn.request is not None)
         return result
+
+    def _known_by(self, cell: KeyCell, envelope: Envelope) -> bytes | None:
+        """Return what a message is known by that its sender may publish once more."""
+        identity = identity_of(self.actor_name, cell.key, envelope)
+        if identity is None:
+            self.stats["messages.without_id"] += 1
+            return None
+        # Half of each, as there may be many: it is known by both together.
+        return identity.name[:8] + identity.digest[:8]
+
+    def _pass_over(self, unit: Unit, delivery: Delivery, turn: Turn) -> None:
+        """Do nothing for a message that was handled before; answer it if it is a request."""
+        self.stats["messages.known"] += 1
+        if turn.request is not None:
+            # The reply that it had may wait for the same commit, and has to go first.
+            turn.outcome = Outcome()
+            self.make_replies().send_error(turn, self.source, *ALREADY_HANDLED)
+            unit.note(delivery, turn.outcome, hurry=True)
 
     def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
         """Raise ConfigurationError: nobody would look for what is due."""

@@ -22,7 +22,7 @@ from ..payloads._codec import encode
 from ..registration._reminder_handlers import ANY_REMINDER
 from ._commit_steps import Reached
 from ._committed_messages import SentOutputs
-from ._durable_lane import DurableLane
+from ._durable_lane import ALREADY_HANDLED, DurableLane
 from ._durable_states import DurableStates, post_with_room
 from ._key_records import KeyRecord
 from ._keyed_lane import KeyedLane, KeyedSocket
@@ -168,9 +168,7 @@ class StoredLane(DurableLane):
             await self._send(outputs, delivery)
         self._watch(handled.number, delivery, turn, outputs)
         if turn.request is not None:
-            raise RemoteError(
-                "AlreadyHandled", "the request was handled before, and its reply is not kept"
-            )
+            raise RemoteError(*ALREADY_HANDLED)
 
     async def wake(self, cell: KeyCell) -> None:
         """As of `KeyedLane`: hand out reminders, delete a state that has expired."""

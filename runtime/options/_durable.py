@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Durable"]
 
 _MOST_VERSIONS = LARGEST_WINDOW
+# They are written again with each message of their key.
+_MOST_KNOWN = 1_000
 
 
 @suggests_keywords
@@ -36,6 +38,9 @@ class Durable:
             application and its instance (``fleet.0``), by which it knows whose they are, and
             returns a `spa_dat.states.StateStore`. It is called at each start, in the thread that
             uses the store. All durable actors of an application give the same one.
+        dedupe: of how many messages that were handled last each key knows the ids on Kafka, from 1
+            to 1,000: one of them that its sender publishes once more is not handled. None for none.
+            It has no effect on MQTT and memory, where they are known anyway.
         hot: as the option of the actor: the most keys whose states are in memory.
         idle: as the option of the actor: seconds without a message after which a state is in memory
             no longer.
@@ -48,6 +53,7 @@ class Durable:
     upgrade: Mapping[int, Callable[[Any], Any]] = field(default_factory=dict)
     ttl: float | None = None
     store: Callable[[str], StateStore] | None = None
+    dedupe: int | None = None
     hot: int | None = None
     idle: float | None = None
 
@@ -78,6 +84,8 @@ class Durable:
             )
         if self.ttl is not None:
             check_seconds(owner, "Durable(ttl)", self.ttl)
+        if self.dedupe is not None:
+            check_count(owner, "Durable(dedupe)", self.dedupe, _MOST_KNOWN)
         if self.hot is not None:
             check_count(owner, "Durable(hot)", self.hot, MOST_HOT)
         if self.idle is not None:

@@ -29,6 +29,7 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError, NotHere, RemoteError
 from spa_dat.runtime.application import _buses
+from spa_dat.runtime.hosting._durable_lane import ALREADY_HANDLED
 from spa_dat.runtime.hosting._keyed_lane import KeyedLane
 from spa_dat.runtime.hosting._partitioned_lane import PartitionedLane, WrongKey
 from spa_dat.testing import Faults, Harness
@@ -674,3 +675,103 @@ def test_an_application_without_a_name_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match="needs a named application"), Harness(app):
         """It does not start."""
+
+
+# What senders publish twice.
+
+
+def knowing(instance: int = 0, dedupe: int | None = 3) -> DistributedApplication:
+    """Return an application that numbers the messages of each key, and knows some of them again."""
+    app = application(instance)
+
+    @app.application(
+        "work/{key}", per="key", state=Count, durable=Durable(dedupe=dedupe), exactly_once=True
+    )
+    async def work(number: int, key: str, state: Count, socket: Socket, context: Context) -> int:
+        state.n += 1
+        await socket.publish(f"done/{key}", [number, state.n])
+        if number == -1:
+            raise Reject("no")
+        if number == -2:
+            context.delete()
+        return state.n
+
+    return app
+
+
+def test_what_a_sender_has_published_twice_is_handled_once() -> None:
+    app = knowing()
+    with Harness(app) as harness:
+        for _ in range(3):
+            harness.publish("work/a", 1, id="1")
+            harness.publish("work/b", 1, id="1")
+        harness.settle()
+        harness.restart()
+        harness.passivate("work")
+        harness.publish("work/a", 1, id="1")
+        harness.settle()
+        assert counts(harness, "a") == counts(harness, "b") == [1]
+        assert app.stats["messages.known"] == 5
+        # Another message of the same id, and those without one.
+        harness.publish("work/a", 2, id="1")
+        harness.settle()
+        assert counts(harness, "a") == [1, 2]
+
+
+def test_only_the_last_messages_are_known_again() -> None:
+    with Harness(knowing()) as harness:
+        for number in (1, 2, 3, 4, 2, 3, 4, 1):
+            harness.publish("work/a", number, id=str(number))
+            harness.settle()
+        assert counts(harness) == [1, 2, 3, 4, 5]
+
+
+def test_what_was_handled_stays_known_when_the_state_is_deleted() -> None:
+    with Harness(knowing()) as harness:
+        for number in (1, -2, -2, 1, 3):
+            harness.publish("work/a", number, id=str(number))
+            harness.settle()
+        assert harness.published("done/a") == [[1, 1], [-2, 2], [3, 1]]
+
+
+def test_a_message_that_was_not_handled_is_not_known() -> None:
+    app = knowing()
+    with Harness(app) as harness:
+        for _ in range(2):
+            harness.publish("work/a", -1, id="1")
+            harness.settle()
+        assert app.stats["messages.failed"] == 2
+        assert app.stats["messages.known"] == 0
+
+
+def test_a_request_that_was_handled_before_is_answered_with_that() -> None:
+    app = knowing()
+    with Harness(app, faults=Faults(duplicate=1.0)) as harness:
+        # The answer to the second one comes after the reply to the first.
+        assert harness.request("work/a", 1, reply=int) == 1
+        harness.settle()
+        assert app.stats["messages.known"] == 1
+        assert harness.published("_spa/reply/#") == [1, ALREADY_HANDLED[1]]
+
+
+def test_without_the_option_nothing_is_known_and_nothing_is_kept_for_it() -> None:
+    with Harness(knowing(dedupe=None)) as harness:
+        harness.publish("work/a", 1, id="1")
+        harness.publish("work/a", 1, id="1")
+        harness.settle()
+        assert counts(harness) == [1, 2]
+
+
+@pytest.mark.parametrize(("dedupe", "right"), [(20, True), (None, False)])
+def test_whatever_faults_strike_what_comes_twice_counts_once(
+    dedupe: int | None, right: bool
+) -> None:
+    faults = replace(FAULTS, duplicate=0.3)
+    with Harness(knowing(0, dedupe), knowing(1, dedupe), seed=1, faults=faults) as harness:
+        assert (numbered(harness) == RIGHT) is right
+
+
+@pytest.mark.parametrize("dedupe", [0, 1_001, True])
+def test_how_many_messages_are_known_again_is_limited(dedupe: int) -> None:
+    with pytest.raises(ConfigurationError, match=r"Durable\(dedupe\)"):
+        knowing(dedupe=dedupe)
