@@ -160,7 +160,7 @@ def test_rules_for_kafka_have_the_topics_of_states(
     lines = shown()
     assert [line.partition("--operation ")[2] for line in lines if "_spa.state" in line] == [
         f"{operation} --topic _spa.state.plant. --resource-pattern-type prefixed"
-        for operation in ("Read", "Write", "Create")
+        for operation in ("Read", "Write", "Create", "DescribeConfigs")
     ]
     assert any("--transactional-id plant." in line for line in lines)
 

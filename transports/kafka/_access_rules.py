@@ -18,8 +18,8 @@ class KafkaRule(NamedTuple):
     """One ACL.
 
     Attributes:
-        operation: ``READ``, ``WRITE``, ``CREATE`` or ``DELETE``. All but ``CREATE`` imply
-            ``DESCRIBE``.
+        operation: ``READ``, ``WRITE``, ``CREATE``, ``DELETE`` or ``DESCRIBE_CONFIGS``. All but
+            ``CREATE`` and ``DESCRIBE_CONFIGS`` imply ``DESCRIBE``.
         kind: ``TOPIC``, ``GROUP`` or ``TRANSACTIONAL_ID``.
         name: of the resource.
         prefixed: whether it is for all whose names begin with that.
@@ -35,7 +35,7 @@ class KafkaRule(NamedTuple):
         pattern = " --resource-pattern-type prefixed" if self.prefixed else ""
         return (
             f"--add --allow-principal {quote(f'User:{user}')}"
-            f" --operation {self.operation.capitalize()}"
+            f" --operation {self.operation.title().replace('_', '')}"
             f" --{self.kind.lower().replace('_', '-')} {quote(self.name)}{pattern}"
         )
 
@@ -72,7 +72,7 @@ def _rules(config: KafkaConfig, access: Access) -> Iterator[KafkaRule]:
         for operation in own:
             yield KafkaRule(operation, "TOPIC", name)
     if access.keeps_states:
-        for operation in own:
+        for operation in (*own, "DESCRIBE_CONFIGS"):
             yield KafkaRule(operation, "TOPIC", names.states(access.application, ""), True)
     if access.asks_0_4_0 and config.create_topics != "never":
         # Each of these requests waits alone on a topic that is created for it.

@@ -47,6 +47,7 @@ from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.protocol.admin import (
     CreateTopicsRequest,
     DeleteTopicsRequest,
+    DescribeConfigsRequest,
     DescribeGroupsRequest,
     SaslHandShakeRequest,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "set_longest_fetch",
     "stop_consumer",
     "stop_waiting_for_metadata",
+    "topic_settings",
     "traffic",
     "transaction_failure",
     "try_connection",
@@ -265,10 +267,12 @@ _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     (MessageAccumulator, ("_batches",)),
     (MessageBatch, ("_drain_waiter",)),
     (NoGroupCoordinator, ("_reset_committed_task",)),
+    (ProduceRequest, ("_topics",)),
     (TransactionManager, ("_transaction_waiter",)),
 )
 _METADATA, _WITH_IDS = 3, 10
 _NO_ID = b"\0" * 16
+_A_TOPIC = 2
 _LOOK_AGAIN = 0.1
 _MOST_BYTES = 52_428_800
 _MOST_OF_A_PARTITION = 1_048_576
@@ -676,6 +680,7 @@ def overhear(
     fetched: Callable[[Any], None] | None = None,
     joined: Callable[[int], None] | None = None,
     produced: Callable[[Any], None] | None = None,
+    unanswered: Callable[[Sequence[TopicPartition], bool], None] | None = None,
 ) -> None:
     """Listen to the answers that a client of the library gets: they say more than it passes on.
 
@@ -684,11 +689,19 @@ def overhear(
         fetched: called with the topics of each answer to a fetch.
         joined: called with the code of each answer to finding the group and to joining it.
         produced: called with the topics of each answer to a produce request.
+        unanswered: called with the partitions of each produce request without an answer, and
+            whether the connection was closed over it, and not lost or refused before.
     """
     send = client.send
 
     async def send_and_tell(node: Any, request: Any, **options: Any) -> Any:
-        answer = await send(node, request, **options)
+        try:
+            answer = await send(node, request, **options)
+        except kafka.KafkaError as error:
+            if unanswered is not None and isinstance(request, ProduceRequest):
+                closed = isinstance(error, kafka.KafkaConnectionError)
+                unanswered(_places_of(request), closed)
+            raise
         if isinstance(request, FetchRequest):
             if fetched is not None:
                 fetched(answer.topics)
@@ -700,6 +713,10 @@ def overhear(
         return answer
 
     client.send = send_and_tell
+
+
+def _places_of(request: Any) -> list[TopicPartition]:
+    return [TopicPartition(name, number) for name, parts in request._topics for number, _ in parts]
 
 
 def on_connection_closed(client: Any, hear: Callable[[], None]) -> None:
@@ -781,6 +798,26 @@ async def delete_topics(client: Any, names: Sequence[str], timeout: float) -> No
     controller = client.cluster.controller
     node = client.get_random_node() if controller is None else controller.nodeId
     await client.send(node, DeleteTopicsRequest([*names], int(timeout * 1000)))
+
+
+async def topic_settings(
+    client: Any, names: Iterable[str], settings: Sequence[str]
+) -> dict[str, dict[str, str]] | None:
+    """Return settings of topics; those that the cluster does not let us see are left out.
+
+    Returns:
+        None when the cluster cannot tell.
+    """
+    wanted = [(_A_TOPIC, name, [*settings]) for name in names]
+    try:
+        answer = await client.send(client.get_random_node(), DescribeConfigsRequest(wanted))
+    except kafka.IncompatibleBrokerVersion:
+        return None
+    return {
+        name: {key: value for key, value, *_ in entries}
+        for code, _, _, name, entries in answer.resources
+        if code == kafka.NoError.errno
+    }
 
 
 class _Id:

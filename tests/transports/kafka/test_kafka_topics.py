@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
 import aiokafka.errors as kafka
 import pytest
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.admin import CreateTopicsRequest
 
+from spa_dat import DistributedApplication, KafkaTopic
 from spa_dat._pytest import require
 from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.testing import Kafka
 from spa_dat.transports import REPLY_HEADER, Envelope, KafkaConfig
 from spa_dat.transports.kafka._aiokafka_private import create_topics
 from spa_dat.transports.kafka._errors import connect_problem
+from spa_dat.transports.kafka._own_topic_settings import unfit_settings
 from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.producing import _topic_creation as _creation
 from spa_dat.transports.kafka.producing._topic_creation import Topics
-from support.kafka_bus import bus_client, create, new_prefix, read, settings
+from support.kafka_bus import admin, bus_client, create, new_prefix, read, settings
 from support.simulated import SERVER, world
 from support.waiting import eventually
 
@@ -416,3 +420,62 @@ async def test_a_topic_that_is_there_and_not_ready_is_an_outage_and_not_missing(
     assert not problem.final
     assert "topic 'a'" in str(problem.error)
     await made.ensure(["a"], 30.0)
+
+
+async def test_own_topics_that_do_not_keep_what_they_have_to_are_named(
+    kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = new_prefix()
+    for name in ("_spa.reply.app", "_spa.dead-letter.app"):
+        await create(kafka.server, f"{prefix}{name}", cleanup_policy="compact")
+    async with bus_client(kafka.server, prefix=prefix):
+        pass
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    for name, what in (("reply", "accepts no replies"), ("dead-letter", "the last dead letter")):
+        (text,) = [text for text in warnings if f"_spa.{name}.app" in text]
+        assert what in text
+        assert "cleanup.policy=delete" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost"),
+    [
+        ({"cleanup.policy": "compact", "retention.ms": "1000"}, None),
+        ({"cleanup.policy": "delete", "retention.ms": "1000"}, "retention.ms=1000:"),
+        ({"cleanup.policy": "compact,delete", "retention.ms": "7"}, "retention.ms=7:"),
+        ({"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "9"}, "bytes=9:"),
+        ({"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}, None),
+        ({}, None),
+    ],
+)
+def test_a_topic_of_states_must_not_be_cleared(settings: dict[str, str], lost: str | None) -> None:
+    names = Names(KafkaConfig("h"))
+    text = unfit_settings(names.states("app", "actor"), names, settings)
+    assert text is None if lost is None else text is not None and lost in text
+
+
+async def test_states_that_would_be_lost_are_refused_until_their_topic_is_set_up(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    prefix = new_prefix()
+    topics = {"work/{key}": KafkaTopic("work", key="key")}
+    config = KafkaConfig(kafka.server, prefix=prefix, create_topics="all", topics=topics)
+    await create(kafka.server, f"{prefix}_spa.state.app.keep", cleanup_policy="delete")
+
+    def keeping() -> DistributedApplication:
+        app = DistributedApplication(config, name="app", state_folder=tmp_path)
+
+        @app.application("work/{key}", per="key", state=dict[str, int], durable=True)
+        async def keep(payload: bytes) -> None: ...
+
+        return app
+
+    with pytest.raises(ConfigurationError, match=r"_spa.state.app.keep.*loses the states"):
+        async with keeping():
+            pass
+    async with admin(kafka.server) as client:
+        name, setting = f"{prefix}_spa.state.app.keep", {"cleanup.policy": "compact"}
+        await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, setting)])
+    async with keeping() as app:
+        await eventually(lambda: app.healthy)

@@ -13,9 +13,10 @@ from ...._limited_log import LimitedLog
 from ...._logs import get_logger
 from ....errors import ConfigurationError
 from ..._contract import Subscription
-from .._aiokafka_private import client_of, find_topics
+from .._aiokafka_private import client_of, find_topics, topic_settings
 from .._bus_context import BusContext
 from .._errors import describe
+from .._own_topic_settings import DECISIVE_SETTINGS, unfit_settings
 from .._topic_facts import topic_facts
 from .._topic_names import Selection
 from ..producing._transactions import TransactionalProducer, TransactionFailed
@@ -63,6 +64,8 @@ class Units:
         if subscription.keeps_states:
             application = context.surroundings.identity.application
             self._changelog = context.names.states(application, subscription.name)
+        # Whether it was said that its settings may not be seen.
+        self._said_unknown = False
         # That of the changelog whose states these are; empty before one was read.
         self._changelog_id = ""
         self._snapshot = self._snapshot_in(context) if subscription.keeps_states else None
@@ -198,8 +201,28 @@ class Units:
                 " Give the actor another name, and copy the states with spa-dat states copy, or"
                 " begin with new ones; or give it a topic with as many partitions as before"
             )
+        await self._check_settings(client)
         facts = await topic_facts(client, [name])
         await self._know_changelog(facts[name].id if facts and name in facts else "", count)
+
+    async def _check_settings(self, client: Any) -> None:
+        """Raise ConfigurationError if the changelog does not keep states."""
+        name = self._changelog
+        found = await topic_settings(client, [name], DECISIVE_SETTINGS)
+        if found is None:
+            return
+        if name in found:
+            unfit = unfit_settings(name, self._context.names, found[name])
+            if unfit is not None:
+                raise ConfigurationError(unfit)
+        elif not self._said_unknown:
+            self._said_unknown = True
+            self._log.warning(
+                "group %r: the cluster does not tell whether topic %r keeps the states of keys;"
+                " allow DescribeConfigs in its access rules",
+                self._group,
+                name,
+            )
 
     def begin_restoring(self, on_restored: Callable[[TopicPartition], None]) -> None:
         """Bring the states of the keys up to date, which may take long.

@@ -189,6 +189,11 @@ class PartitionQueue:
         for entry in given_up:
             self._owner.outbox.let_go(entry)
 
+    @property
+    def in_flight(self) -> list[OutboxEntry]:
+        """The publishes that the library has, and that have no outcome yet."""
+        return [entry for entry in self._sent if not entry.done()]
+
     def _all(self) -> list[OutboxEntry]:
         return [*self._sent, *(entry for part in self._parts for entry in part), *self._entries]
 

@@ -30,6 +30,7 @@ from .._config import KafkaConfig
 from .._errors import translate
 from .._reachability import Reachability
 from .._records import Record
+from ._closed_connections import ClosedConnections, ClosedOver
 from ._closing import close_producer
 from ._partition_queue import PartitionQueue, TopicQueue
 from ._topic_creation import Topics
@@ -57,7 +58,8 @@ class Producer:
         client_id: our name in the cluster's logs.
         topics: creates topics that are missing.
         outbox: is told the outcomes of the publishes.
-        suspects: publishes that must be sent in a separate batch.
+        suspects: publishes that must be sent in a separate batch. As long as there are any, one
+            batch is in flight at a time.
         refusing: since when a partition accepts nothing (loop time), from any producer.
         choice: source of the partitions of records without a key.
         known: topics known to exist.
@@ -65,6 +67,9 @@ class Producer:
 
     Attributes:
         broken: why it cannot continue; None while it can.
+        accused: the publish over which a broker has closed the connection again and again, with
+            nothing else in flight; None if there is none.
+        losses: how many connections were lost or closed.
         reachability: tells whether the brokers that it knows are still there.
         trouble: what keeps the application's publishes from being accepted, as text; None if
             nothing does.
@@ -83,6 +88,8 @@ class Producer:
         on_trouble: Callable[[], None],
     ) -> None:
         self.broken: BaseException | None = None
+        self.accused: OutboxEntry | None = None
+        self.losses = 0
         self.trouble: str | None = None
         self.outbox = outbox
         self.suspects = suspects
@@ -96,6 +103,8 @@ class Producer:
         # The last errors, until there is a success.
         self._answers: dict[TopicPartition, int] = {}
         self._refusing = refusing
+        self._closings = ClosedConnections()
+        self._one_at_a_time = asyncio.Lock()
         self._library = AIOKafkaProducer(
             **common_options(config, client_id),
             enable_idempotence=True,
@@ -108,8 +117,8 @@ class Producer:
         client = self._library.client
         keep_connections(client, partial(renewed_options, config), config.connect_timeout)
         self.reachability = Reachability(config, client_id, client)
-        overhear(client, produced=self._hear)
-        on_connection_closed(client, on_trouble)
+        overhear(client, produced=self._hear, unanswered=self._hear_nothing)
+        on_connection_closed(client, self._on_loss)
         client.cluster.add_listener(self._on_metadata)
         # As long as it knows no topic, the library requests all of them, every time.
         client.set_topics(known)
@@ -184,7 +193,14 @@ class Producer:
     async def settle(self) -> None:
         """Wait briefly for the outcome of what the library has."""
         topics = [topic for name, topic in self._topic_queues.items() if self._partitions(name)]
-        tasks = [task for topic in topics for task in topic.tasks()]
+        tasks = [
+            queue.task
+            for topic in topics
+            for queue in topic.queues
+            # Of what the broker closes its connections over there is no outcome.
+            if queue.task is not None
+            and TopicPartition(queue.name, queue.partition) not in self._closings
+        ]
         if tasks:
             await asyncio.wait(tasks, timeout=_SETTLE_TIMEOUT)
 
@@ -217,12 +233,54 @@ class Producer:
         return self._library.create_batch()
 
     async def send(self, batch: Any, name: str, partition: int) -> asyncio.Future[Any]:
-        sent: asyncio.Future[Any] = await self._library.send_batch(batch, name, partition=partition)
+        sent: asyncio.Future[Any]
+        if not self.suspects:
+            sent = await self._library.send_batch(batch, name, partition=partition)
+            return sent
+        # What is to blame shows only if nothing else is in the same request.
+        await self._one_at_a_time.acquire()
+        try:
+            sent = await self._library.send_batch(batch, name, partition=partition)
+        except BaseException:
+            self._one_at_a_time.release()
+            raise
+        sent.add_done_callback(lambda _: self._one_at_a_time.release())
         return sent
+
+    def _on_loss(self) -> None:
+        self.losses += 1
+        self._on_trouble()
+
+    def _hear_nothing(self, places: Sequence[TopicPartition], closed: bool) -> None:
+        closings = self._closings
+        count = closings.unanswered(places, closed)
+        entries = [entry for place in places for entry in self._in_flight(place)]
+        if self.broken is not None or not entries or not closings.is_suspicious(places):
+            return
+        size = sum(entry.note.size for entry in entries)
+        if len(entries) > 1:
+            what = f"{len(entries)} publishes ({size} bytes)"
+        else:
+            what = f"the publish to {entries[0].envelope.topic!r} ({size} bytes)"
+        if len(entries) > 1 or entries[0] not in self.suspects:
+            self.suspects.update(entries)
+            for entry in entries:
+                entry.add_done_callback(self.suspects.discard)
+        elif closings.is_proof(places):
+            self.accused = entries[0]
+        else:
+            return
+        self.break_off(ClosedOver(count, what))
+
+    def _in_flight(self, place: TopicPartition) -> list[OutboxEntry]:
+        topic = self._topic_queues.get(place.topic)
+        queues = [] if topic is None else topic.queues[place.partition : place.partition + 1]
+        return [entry for queue in queues for entry in queue.in_flight]
 
     def _hear(self, topics: Any) -> None:
         for topic, partitions in topics:
             for number, code, *_ in partitions:
+                self._closings.answered(TopicPartition(topic, number))
                 if code or self._answers:
                     self._note(TopicPartition(topic, number), code)
 

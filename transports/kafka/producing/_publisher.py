@@ -13,6 +13,7 @@ from ..._outbox import Outbox, OutboxEntry
 from .._config import KafkaConfig
 from .._errors import connect_problem, describe, is_obstacle
 from .._reachability import MOVED, reach
+from ._closed_connections import refused_publish
 from ._partition_queue import blames_records
 from ._producer import Producer
 from ._topic_creation import Topics
@@ -22,6 +23,8 @@ __all__ = ["Publisher"]
 _log = get_logger(__name__)
 
 _LONGEST_BETWEEN_LOOKS = 1.0
+# Seconds for which a connection has to hold without the publish that others were closed over.
+_QUIET = 1.0
 
 
 class Publisher:
@@ -223,9 +226,23 @@ class Publisher:
                     self.outbox.no_connection = str(problem.error)
                 delay = self._backoff.next_delay()
                 _log.warning("%s; next attempt in %.1f s", problem.error, delay)
+        if broken.accused is not None:
+            await self._judge(broken.accused, self._producer)
         self._trouble.clear()
         self._set_connected(True)
         self.outbox.resume()
+
+    async def _judge(self, accused: OutboxEntry, producer: Producer) -> None:
+        """Refuse a publish over which connections were closed, if one holds without it."""
+        losses = producer.losses
+        await asyncio.sleep(_QUIET)
+        if producer.losses != losses:
+            # It was not the reason.
+            self._suspects.clear()
+        elif not accused.done():
+            self._stats["publishes.refused"] += 1
+            error = refused_publish(accused.envelope.topic, accused.note.size)
+            self.outbox.refuse(accused, error)
 
     def _set_connected(self, connected: bool) -> None:
         if connected == self._connected:

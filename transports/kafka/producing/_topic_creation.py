@@ -18,10 +18,12 @@ from .._aiokafka_private import (
     find_topics,
     keep_connections,
     new_client,
+    topic_settings,
 )
 from .._client_options import common_options, renewed_options
 from .._config import KafkaConfig
 from .._errors import describe, translate
+from .._own_topic_settings import DECISIVE_SETTINGS, unfit_settings
 from .._reachability import reach
 from .._topic_names import Names
 
@@ -97,6 +99,8 @@ class Topics:
         self._names = names
         self._client_id = client_id
         self._counts: dict[str, int] = {}
+        # Names of topics whose settings are known.
+        self._looked_at: set[str] = set()
         self._next: _SharedLook | None = None
         self._one_at_a_time = asyncio.Lock()
 
@@ -222,7 +226,26 @@ class Topics:
                 break
             if not fresh:
                 await asyncio.sleep(_LOOK_AGAIN)
-        return set(names).difference(missing, pending)
+        ready = set(names).difference(missing, pending)
+        await self._look_at_settings(client, ready)
+        return ready
+
+    async def _look_at_settings(self, client: Any, ready: set[str]) -> None:
+        """Log, once, which of the runtime's own topics do not keep what is in them."""
+        names = [
+            name
+            for name in sorted(ready - self._looked_at)
+            # Who needs states looks at their settings, too.
+            if self._names.is_own(name) and not self._names.are_states(name)
+        ]
+        if not names:
+            return
+        found = await topic_settings(client, names, DECISIVE_SETTINGS)
+        self._looked_at.update(names)
+        for name, settings in (found or {}).items():
+            text = unfit_settings(name, self._names, settings)
+            if text is not None:
+                _log.warning("%s", text)
 
     async def _ensure(
         self, client: Any, wanted: list[str], timeout: float, on_wait: Callable[[str], None]

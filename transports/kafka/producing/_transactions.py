@@ -37,6 +37,7 @@ from .._config import KafkaConfig
 from .._errors import error_for, publish_refusal
 from .._partitioner import hash_of
 from .._records import Record
+from ._closed_connections import ClosedConnections, ClosedOver, refused_publish
 from ._closing import close_producer
 from ._partition_queue import REFUSED_FOR_ALL, blames_records
 from ._topic_creation import Topics
@@ -141,7 +142,10 @@ class TransactionalProducer:
         guard_transactions(self._library)
         # The last refusal by topic.
         self._answers: dict[str, int] = {}
-        overhear(client, produced=self._hear)
+        self._closings = ClosedConnections()
+        # Fails when the broker closes its connections over what is sent.
+        self._closed_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        overhear(client, produced=self._hear, unanswered=self._hear_nothing)
 
     async def start(self) -> None:
         """Connect, and fence all earlier producers with the id.
@@ -222,7 +226,14 @@ class TransactionalProducer:
         places = await self._step(self._places(records, names), finding)
         await self._step(library.begin_transaction())
         ends: dict[TopicPartition, int]
-        ends = await self._step(self._send(records, places, apart=apart))
+        try:
+            ends = await self._step(self._send(records, places, apart=apart))
+        except ClosedOver as error:
+            # What is too large for a request is the largest, sooner or later.
+            index = max(range(len(records)), key=lambda at: records[at].record.size)
+            record = records[index].record
+            refusal = refused_publish(record.name, record.size)
+            raise TransactionFailed(error, Refusals({index: refusal}, certain=True)) from error
         if offsets:
             # Without a copy the library would empty it.
             await self._step(library.send_offsets_to_transaction(dict(offsets), self._group))
@@ -234,6 +245,7 @@ class TransactionalProducer:
         seconds = self._patience if patience is None else patience
         task = asyncio.ensure_future(step)
         ending = [end for end in producer_tasks(self._library) if end is not None]
+        ending.append(self._closed_over)
         try:
             await asyncio.wait(
                 (task, *ending), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
@@ -404,9 +416,17 @@ class TransactionalProducer:
             errors[index] = publish_refusal(error, record.name, keyless=record.key is None)
         return Refusals(errors, certain)
 
+    def _hear_nothing(self, places: Sequence[TopicPartition], closed: bool) -> None:
+        count = self._closings.unanswered(places, closed)
+        if self._closings.is_proof(places) and not self._closed_over.done():
+            self._closed_over.set_exception(ClosedOver(count, "a transaction"))
+            # Perhaps nothing waits.
+            self._closed_over.exception()
+
     def _hear(self, topics: Any) -> None:
         for topic, partitions in topics:
-            for _, code, *_ in partitions:
+            for number, code, *_ in partitions:
+                self._closings.answered(TopicPartition(topic, number))
                 if code:
                     self._answers[topic] = code
 
