@@ -677,6 +677,31 @@ def test_an_application_without_a_name_is_refused() -> None:
         """It does not start."""
 
 
+def test_a_key_that_fails_holds_up_what_others_publish_no_longer_than_it_may() -> None:
+    app = application()
+    policy = RetryPolicy(attempts=1_000, first=1, factor=1, jitter=0, hold=5)
+
+    @app.application(
+        "work/{key}", per="key", state=Count, durable=True, exactly_once=True, retry=policy
+    )
+    async def work(number: int, key: str, state: Count, socket: Socket) -> None:
+        await socket.publish(f"done/{key}", number)
+        if not number:
+            raise ValueError("always")
+
+    bad, good, *_ = keys_by_partition()[0]
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        harness.publish(f"work/{bad}", 0)
+        harness.publish(f"work/{good}", 1)
+        harness.advance(4)
+        assert harness.published() == []
+        assert app.stats["messages.handled"] == 1
+        harness.advance(3)
+        assert harness.published(f"done/{good}") == [1]
+        assert len(harness.dead_letters()) == 1
+
+
 # What senders publish twice.
 
 
