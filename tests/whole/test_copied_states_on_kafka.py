@@ -77,7 +77,7 @@ async def test_states_go_on_in_more_partitions(
     command = ["states", "copy", f"{kafka.url}?prefix={prefix}", *names]
 
     async def is_copied() -> bool:
-        # Who could not start counts as a member until its session is over.
+        # Whoever has stopped counts as a member until its session is over.
         return await asyncio.to_thread(main, command) == 0
 
     await eventually(is_copied)

@@ -186,8 +186,8 @@ class _Copy:
             if state not in _NO_MEMBERS:
                 raise ConfigurationError(
                     f"group {group!r} has members (it is {state!r}): stop all instances of the"
-                    " application; one that was killed is a member until its session_timeout is"
-                    " over"
+                    " application, and wait until their session_timeout (30 s by default) is over,"
+                    " for which the cluster takes each of them for a member after its end"
                 )
 
     async def _check_transactions(self, count: int) -> None:
