@@ -167,6 +167,23 @@ async def test_a_message_that_comes_again_is_known_and_another_with_its_id_is_no
 
 
 @pytest.mark.virtual
+def test_messages_are_known_whatever_dedupe_says() -> None:
+    app = DistributedApplication("memory://", name="app")
+    kept = Durable(dedupe=1)
+
+    @app.application("work/{key}", per="key", state=Count, durable=kept)
+    async def work(number: int, key: str, state: Count, socket: Socket) -> None:
+        state.n += 1
+        await socket.publish(f"done/{key}", state.n)
+
+    with Harness(app) as harness:
+        for number in (1, 2, 3, 1, 2, 3):
+            harness.publish("work/a", number, id=str(number))
+            harness.settle()
+        assert harness.published("done/a") == [1, 2, 3]
+
+
+@pytest.mark.virtual
 def test_what_two_instances_publish_for_one_message_counts_once() -> None:
     def relaying(instance: str) -> DistributedApplication:
         relay = DistributedApplication("memory://plant", name="relay", instance=instance)
