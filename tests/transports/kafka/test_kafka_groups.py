@@ -379,6 +379,7 @@ async def test_a_member_that_was_away_too_long_comes_back(
         await publish(client, range(20, 60))
         await eventually(lambda: set(range(20, 60)) <= set(all_of(one, two)))
         assert one.client.fatal == []
-        assert is_paired(one)
+        # On a busy machine its session may be expiring again.
+        await eventually(lambda: is_paired(one))
     offsets = await committed(kafka.server, prefix)
     assert sum(offsets.values()) == 60

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aiokafka.errors as kafka
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -493,6 +494,8 @@ async def test_what_is_read_after_everything_was_forgotten_is_not_taken_for_all(
     await snapshot.open("id", 2)
     states = PartitionStates(snapshot, 1)
     states.position = 100
+    file = snapshot._file
+    assert file is not None
 
     def fail() -> dict[TopicPartition, tuple[list[Any], int]]:
         # As when the file cannot be read for another partition.
@@ -507,6 +510,7 @@ async def test_what_is_read_after_everything_was_forgotten_is_not_taken_for_all(
         )
     assert (states.restored, states.position, states.values) == (False, 0, {})
     await snapshot.close()
+    file.close()
 
 
 async def test_who_gives_up_waiting_for_the_file_leaves_it_to_who_comes_next(
@@ -545,6 +549,8 @@ async def test_a_disk_that_hangs_does_not_keep_a_program_from_ending(
     log = LimitedLog(get_logger("spa_dat.snapshots"))
     snapshot = Snapshot(lambda: tmp_path / "file", log, lambda error: None)
     await snapshot.open("id", 1)
+    file = snapshot._file
+    assert file is not None
     states = PartitionStates(snapshot)
     states.apply(b"a", b"1")
     monkeypatch.setattr(SnapshotFile, "write", hang)
@@ -558,6 +564,167 @@ async def test_a_disk_that_hangs_does_not_keep_a_program_from_ending(
         writing = snapshot._writing
         if writing is not None:
             await asyncio.wait((writing,))
+        await asyncio.to_thread(file.close)
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[tuple[Snapshot, list[SnapshotLost]]]:
+    """Open a snapshot of its own, which notes that it is lost, and close it at the end."""
+    lost: list[SnapshotLost] = []
+    log = LimitedLog(get_logger("spa_dat.snapshots"))
+    snapshot = Snapshot(lambda: path / "file", log, lost.append)
+    await snapshot.open("id", 1)
+    try:
+        yield snapshot, lost
+    finally:
+        await snapshot.close()
+
+
+async def known(snapshot: Snapshot) -> PartitionStates:
+    """Return states of which one key is in the snapshot, and in memory no more."""
+    states = PartitionStates(snapshot)
+    states.restored = True
+    states.apply(b"a", b"1")
+    await snapshot.write(states)
+    return states
+
+
+def break_it(*_: object) -> Any:
+    raise sqlite3.DatabaseError("database disk image is malformed")
+
+
+async def test_who_asks_for_the_same_key_at_once_gets_it_with_one_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, looks = SnapshotFile.load, []
+
+    def looked(self: SnapshotFile, keys: Any) -> Any:
+        looks.append([*keys])
+        return load(self, keys)
+
+    monkeypatch.setattr(SnapshotFile, "load", looked)
+    async with opened(tmp_path) as (snapshot, _):
+        states = await known(snapshot)
+        found = await asyncio.gather(*(states.load(key) for key in ("a", "a", "b", "a")))
+    assert found == [b"1", b"1", None, b"1"]
+    assert looks == [[(0, b"a"), (0, b"b")]]
+
+
+async def test_one_that_fails_in_two_ways_at_once_is_lost_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as (snapshot, lost):
+        states = await known(snapshot)
+        states.apply(b"b", b"2")
+        monkeypatch.setattr(SnapshotFile, "load", break_it)
+        monkeypatch.setattr(SnapshotFile, "write", break_it)
+        asked, written = await asyncio.gather(
+            states.load("a"), snapshot.write(states), return_exceptions=True
+        )
+    # Nobody is told that there is no state, or that it is safe.
+    assert isinstance(asked, StateNotWritten)
+    assert isinstance(written, SnapshotLost)
+    assert len(lost) == 1
+    assert caplog.text.count("is thrown away") == 1
+
+
+@pytest.mark.virtual
+async def test_who_has_asked_before_it_is_lost_is_not_told_that_there_is_no_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as (snapshot, lost):
+        states = await known(snapshot)
+        monkeypatch.setattr(SnapshotFile, "place", break_it)
+        asking = asyncio.ensure_future(states.load("a"))
+        await asyncio.sleep(0)
+        with pytest.raises(SnapshotLost):
+            await snapshot.place(0)
+        assert len(lost) == 1
+        with pytest.raises(StateNotWritten, match="was thrown away"):
+            await asking
+
+
+async def test_a_file_that_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    remove = SnapshotFile.remove
+
+    def refuse(self: SnapshotFile) -> None:
+        remove(self)
+        raise PermissionError("read-only file system")
+
+    monkeypatch.setattr(SnapshotFile, "remove", refuse)
+    monkeypatch.setattr(SnapshotFile, "load", break_it)
+    async with opened(tmp_path) as (snapshot, lost):
+        with pytest.raises(StateNotWritten):
+            await snapshot.load(0, b"a")
+        assert len(lost) == 1
+    assert f"{tmp_path / 'file'}' cannot be removed: read-only file system" in caplog.text
+
+
+async def test_closing_waits_for_who_is_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, begun, goes_on = SnapshotFile.load, threading.Event(), threading.Event()
+
+    def slowly(self: SnapshotFile, keys: Any) -> Any:
+        begun.set()
+        goes_on.wait(60)
+        return load(self, keys)
+
+    async with opened(tmp_path) as (snapshot, _):
+        states = await known(snapshot)
+        monkeypatch.setattr(SnapshotFile, "load", slowly)
+        asking = asyncio.ensure_future(states.load("a"))
+        await asyncio.to_thread(begun.wait, 60)
+        closing = asyncio.ensure_future(snapshot.close())
+        await asyncio.sleep(0)
+        goes_on.set()
+        await closing
+        assert await asking == b"1"
+
+
+async def test_one_that_was_never_opened_can_be_closed(tmp_path: Path) -> None:
+    log = LimitedLog(get_logger("spa_dat.snapshots"))
+    snapshot = Snapshot(lambda: tmp_path / "file", log, lambda error: None)
+    await snapshot.close()
+    assert [*tmp_path.iterdir()] == []
+
+
+async def test_records_without_a_key_are_no_states() -> None:
+    place, states = TopicPartition("c", 0), PartitionStates()
+    records = [SimpleNamespace(key=None, value=b"of somebody else"), record(b"k", b"1")]
+    reader = Reader(lambda: {place: (records, 2)})
+    await _changelog._read(
+        reader, KafkaConfig("localhost"), {place: 0}, {place: 2}, {0: states}, NOW, print
+    )
+    assert states.restored
+    assert states.values == {b"k": b"1"}
+
+
+@pytest.mark.virtual
+async def test_a_changelog_whose_end_does_not_come_is_not_taken_for_read(tmp_path: Path) -> None:
+    place, states = TopicPartition("c", 0), PartitionStates()
+    polls = 0
+
+    class Silent(Reader):
+        async def getmany(
+            self, *places: TopicPartition, timeout_ms: int
+        ) -> dict[TopicPartition, list[Any]]:
+            nonlocal polls
+            polls += 1
+            await asyncio.sleep(timeout_ms / 1000)
+            self._positions[place] = min(polls, 3)
+            return {}
+
+    config = KafkaConfig("localhost", request_timeout=10.0)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(kafka.KafkaTimeoutError, match="'c' cannot be read to its end"):
+        await _changelog._read(Silent(), config, {place: 0}, {place: 5}, {0: states}, NOW, print)
+    # As long as anything comes it goes on.
+    assert loop.time() - began == pytest.approx(10.03)
+    assert not states.restored
 
 
 def fill_the_disk(snapshot: Snapshot) -> None:

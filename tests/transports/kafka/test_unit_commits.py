@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,15 @@ from spa_dat._logs import get_logger
 from spa_dat.transports import Delivery, Envelope
 from spa_dat.transports._units import Outcome
 from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka._records import Record
+from spa_dat.transports.kafka.consuming import _snapshots, _unit_commits
 from spa_dat.transports.kafka.consuming._assignment import Assignment
-from spa_dat.transports.kafka.consuming._snapshots import PartitionStates
+from spa_dat.transports.kafka.consuming._snapshot_file import SnapshotFile
+from spa_dat.transports.kafka.consuming._snapshots import (
+    PartitionStates,
+    Snapshot,
+    SnapshotLost,
+)
 from spa_dat.transports.kafka.consuming._unit_commits import UnitCommits
 from spa_dat.transports.kafka.consuming._unit_tracker import RefusedOutcomes, UnitTracker
 from spa_dat.transports.kafka.producing._transactions import TransactionFailed
@@ -33,7 +41,7 @@ class Producer:
         self.goes_on = asyncio.Event()
 
     async def commit(
-        self, _: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata], **__: Any
+        self, records: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata], **_: Any
     ) -> dict[TopicPartition, int]:
         self.begun.append(offsets[PLACE].offset)
         first = len(self.begun) == 1
@@ -102,6 +110,41 @@ async def test_a_rebalance_while_a_member_leaves_commits_nothing_behind_what_has
     assert tracker.committed == -1
 
 
+class Hanging(Producer):
+    """Never gets an answer."""
+
+    closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize(("lost", "seconds"), [(False, 5.0), (True, 0.0)])
+async def test_a_last_transaction_that_hangs_does_not_hold_up_the_end(
+    lost: bool, seconds: float
+) -> None:
+    assignment, producer = Assignment(1), Hanging()
+    refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
+    tracker = UnitTracker(assignment, PLACE, lambda _: None, refusals[PLACE])
+    assignment.trackers[PLACE] = tracker
+    commits = commits_of(assignment, producer, refusals)
+    loop = asyncio.get_running_loop()
+    handle(tracker, 0)
+    await asyncio.sleep(1.0)
+    assert producer.begun == [1]
+    handle(tracker, 1)
+    began = loop.time()
+    await commits.finish(5.0, lost=lost)
+    assert loop.time() - began == pytest.approx(seconds)
+    assert producer.closed
+    producer.goes_on.set()
+    await asyncio.sleep(1.0)
+    # Nothing is begun any more, and nothing counts as committed.
+    assert producer.begun == [1]
+    assert tracker.committed == -1
+
+
 class Appending(Producer):
     """Commits, and says where the last state of the changelog is."""
 
@@ -119,3 +162,81 @@ async def test_with_a_commit_all_that_there_is_of_a_partition_is_known() -> None
     handle(tracker, 0, key="a", value=b"1")
     await commits.finish(60.0)
     assert (states.position, states.at, states.values) == (7, NOW, {b"a": b"1"})
+
+
+@pytest.mark.virtual
+async def test_one_transaction_has_no_more_outcomes_than_can_be_written_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_unit_commits, "_MOST_OUTCOMES", 2)
+    sizes: list[int] = []
+
+    class Counting(Producer):
+        async def commit(
+            self, records: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata], **_: Any
+        ) -> dict[TopicPartition, int]:
+            sizes.append(len(records))
+            self.begun.append(offsets[PLACE].offset)
+            return {}
+
+    assignment, producer = Assignment(1), Counting()
+    refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
+    tracker = UnitTracker(assignment, PLACE, lambda _: None, refusals[PLACE])
+    assignment.trackers[PLACE] = tracker
+    commits = commits_of(assignment, producer, refusals)
+    for offset in range(5):
+        handle(tracker, offset, outputs=[Record("invoices", None, b"%d" % offset, [], None)])
+    await asyncio.sleep(1.0)
+    assert (producer.begun, sizes) == ([2, 4, 5], [2, 2, 1])
+    await commits.finish(60.0)
+
+
+async def test_an_outcome_in_place_of_an_earlier_one_does_not_count_twice() -> None:
+    assignment = Assignment(1)
+    tracker = UnitTracker(assignment, PLACE, lambda _: None, RefusedOutcomes())
+    delivery = Delivery(Envelope(topic="orders"), tracker=tracker, token=0)
+    tracker.slots.append(delivery)
+    for _ in range(3):
+        # Two of them would be more than a partition may have.
+        tracker.note(delivery, Outcome(key="a", value=b"x" * 10_000_000))
+    assert not tracker.holds(2)
+    tracker.note(delivery, Outcome())
+    assert not tracker.holds(2)
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_commits_waits_when_too_much_is_not_in_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    lost: list[SnapshotLost] = []
+    log = LimitedLog(get_logger("spa_dat.test"))
+    snapshot = Snapshot(lambda: tmp_path / "file", log, lost.append)
+    await snapshot.open("id", 1)
+    states = PartitionStates(snapshot)
+    states.restored = True
+    write = SnapshotFile.write
+
+    def written(*arguments: Any) -> None:
+        if fails:
+            raise OSError("no space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(SnapshotFile, "write", written)
+    monkeypatch.setattr(_snapshots, "_MOST_KEYS", 2)
+    assignment = Assignment(1)
+    refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
+    tracker = UnitTracker(assignment, PLACE, lambda _: None, refusals[PLACE], states)
+    assignment.trackers[PLACE] = tracker
+    commits = commits_of(assignment, Appending(), refusals, "log")
+    handle(tracker, 0, key="a", value=b"1")
+    handle(tracker, 1, key="b", value=b"2")
+    await commits.finish(60.0)
+    assert tracker.committed == 2
+    if fails:
+        # Whoever reads them again is told.
+        assert [str(error.__cause__) for error in lost] == ["no space left on device"]
+    else:
+        assert states.values == {}
+        assert await snapshot.load(0, b"b") == b"2"
+    await snapshot.close()

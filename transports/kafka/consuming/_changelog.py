@@ -124,8 +124,12 @@ async def _read(
             raise SnapshotLost("what was known of the states was forgotten meanwhile")
 
     while left:
-        async with asyncio.timeout_at(give_up):
-            fetched = await reader.getmany(*left, timeout_ms=_POLL_MS)
+        try:
+            async with asyncio.timeout_at(give_up):
+                fetched = await reader.getmany(*left, timeout_ms=_POLL_MS)
+        except TimeoutError:
+            text = f"topic {left[0].topic!r} cannot be read to its end: nothing comes"
+            raise kafka.KafkaTimeoutError(text) from None
         check()
         for place in left:
             apply = states[place.partition].apply
@@ -154,5 +158,3 @@ async def _read(
                 left.remove(place)
         if moved:
             give_up = loop.time() + patience
-        elif loop.time() >= give_up:
-            raise kafka.KafkaTimeoutError(f"topic {left[0].topic!r} cannot be read to its end")

@@ -304,8 +304,9 @@ class GroupMember(ConsumerSessions):
 
     def _take(self, fetched: Fetched) -> Awaitable[None] | None:
         assignment, pauses = self.assignment, self._pauses
-        if assignment is None or pauses is None:
-            raise kafka.KafkaError("the library did not report the assignment")
+        assert pauses is not None
+        if assignment is None:
+            raise self._rebalances.misplaced or kafka.KafkaError("the library reported nothing")
         receiving = self._state is SessionState.RECEIVING
         if not receiving or assignment.ended or not assignment.open:
             self._put_back(fetched, pauses)

@@ -210,11 +210,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self._joining_since = asyncio.get_running_loop().time()
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        try:
-            async with self._changing:
-                await self._take_over(assigned)
-        except Exception:  # noqa: BLE001 (nobody else would say so)
-            _log.exception("consumer %r could not take over partitions", self._identifier)
+        async with self._changing:
+            await self._take_over(assigned)
 
     async def _give_up(self) -> None:
         """Give up the partitions, which are being reassigned."""
@@ -246,50 +243,54 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
                 await asyncio.get_running_loop().create_future()
 
     async def _take_over(self, partitions: Collection[TopicPartition]) -> None:
-        """Take over the assigned partitions."""
-        self._epoch += 1
-        self._joined_at = asyncio.get_running_loop().time()
-        assignment = Assignment(self._epoch)
-        assignment.open = False
-        self._placed.clear()
-        if self.assignment is not None:
-            self._tenures.leave(self.assignment)
-        for partition in sorted(partitions):
-            assignment.trackers[partition] = self._tracker_of(assignment, partition)
-        self._dispatcher.keep(assignment.trackers)
-        if self._guard is not None:
-            self._guard.reassigned(partitions)
-        self.assignment = assignment
-        self.committer = self._committer_of(assignment)
-        if self._state in _PUT_OUT:
-            watch_topics(self._consumer)
-        self._become(MemberState.ASSIGNED)
+        """Take over the assigned partitions, or note why that cannot be done."""
         self.misplaced = None
+        self._placed.clear()
         try:
-            if isinstance(self.committer, UnitCommits):
-                # What is committed in these partitions is known only after that.
-                self._consumer.pause(*assignment.trackers)
-                await self.committer.open()
-                assert self._units is not None
-                await self._units.prepare(self._consumer, assignment)
-            async with asyncio.timeout(self._config.connect_timeout):
-                gone = await compare(self._consumer, assignment, self._rewind_to)
-            self._tenures.take_over(assignment)
-            if self._units is not None:
-                await self._units.take_places(self._consumer, assignment, gone)
-            self._on_positions(gone)
-            self._say_what_comes_again(assignment)
-            assignment.open = True
-            if self._units is not None and not assignment.ended:
-                # The group does not wait for that.
-                self._units.begin_restoring(self._on_room)
-                for partition in assignment.trackers:
-                    self._on_room(partition)
+            await self._begin(partitions)
         except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
             self.misplaced = error
         self._placed.set()
         self._reassigned.set()
         self.resume()
+
+    async def _begin(self, partitions: Collection[TopicPartition]) -> None:
+        """Begin an assignment with these partitions, and find out what is committed in them."""
+        self._epoch += 1
+        self._joined_at = asyncio.get_running_loop().time()
+        assignment = Assignment(self._epoch)
+        assignment.open = False
+        if self.assignment is not None:
+            self._tenures.leave(self.assignment)
+        for partition in sorted(partitions):
+            assignment.trackers[partition] = self._tracker_of(assignment, partition)
+        self._dispatcher.keep(assignment.trackers)
+        assert self._guard is not None
+        self._guard.reassigned(partitions)
+        self.assignment = assignment
+        self.committer = self._committer_of(assignment)
+        if self._state in _PUT_OUT:
+            watch_topics(self._consumer)
+        self._become(MemberState.ASSIGNED)
+        if isinstance(self.committer, UnitCommits):
+            # What is committed in these partitions is known only after that.
+            self._consumer.pause(*assignment.trackers)
+            await self.committer.open()
+            assert self._units is not None
+            await self._units.prepare(self._consumer, assignment)
+        async with asyncio.timeout(self._config.connect_timeout):
+            gone = await compare(self._consumer, assignment, self._rewind_to)
+        self._tenures.take_over(assignment)
+        if self._units is not None:
+            await self._units.take_places(self._consumer, assignment, gone)
+        self._on_positions(gone)
+        self._say_what_comes_again(assignment)
+        assignment.open = True
+        if self._units is not None and not assignment.ended:
+            # The group does not wait for that.
+            self._units.begin_restoring(self._on_room)
+            for partition in assignment.trackers:
+                self._on_room(partition)
 
     def _tracker_of(self, assignment: Assignment, partition: TopicPartition) -> PartitionTracker:
         if self._units is None:
@@ -316,10 +317,9 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
     def _rolled_back(self, task: asyncio.Task[None]) -> None:
         if self._rolling_back is task:
             self._rolling_back = None
-        if not task.cancelled() and task.exception() is not None:
-            _log.error(
-                "consumer %r could not begin again", self._identifier, exc_info=task.exception()
-            )
+        failure = None if task.cancelled() else task.exception()
+        if isinstance(failure, Exception):
+            self.misplaced = failure
 
     async def _roll_back(self, assignment: Assignment, error: TransactionFailed) -> None:
         """Drop everything that is not committed, and begin again at what is."""

@@ -212,9 +212,12 @@ class Snapshot:
 
     async def forget(self, partition: int, why: str) -> None:
         """Throw away what there is of a partition; raises SnapshotLost."""
-        if self._file is not None:
-            self._tell(f"partition {partition} of {self._file.name}", why)
-        await self._use(lambda file: file.forget(partition))
+
+        def forget(file: SnapshotFile) -> str:
+            file.forget(partition)
+            return file.name
+
+        self._tell(f"partition {partition} of {await self._use(forget)}", why)
 
     # Reading.
 
@@ -244,8 +247,7 @@ class Snapshot:
                     self._refuse(asked, error)
                     continue
                 for place, future in asked.items():
-                    if not future.done():
-                        future.set_result(found.get(place))
+                    future.set_result(found.get(place))
         finally:
             self._loading = None
 
@@ -253,17 +255,14 @@ class Snapshot:
         self, asked: dict[tuple[int, bytes], asyncio.Future[bytes | None]], error: SnapshotLost
     ) -> None:
         for future in asked.values():
-            if not future.done():
-                future.set_exception(StateNotWritten(str(error)))
-                # Whoever has asked may be gone.
-                future.exception()
+            future.set_exception(StateNotWritten(str(error)))
+            # Whoever has asked may be gone.
+            future.exception()
 
     # Writing.
 
     def note(self, states: PartitionStates) -> None:
         """Have what is committed of a partition written, now or soon."""
-        if self._file is None:
-            return
         self._changed[states] = None
         self._write_soon()
 
