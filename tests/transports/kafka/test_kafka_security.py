@@ -23,8 +23,9 @@ from spa_dat._pytest import require
 from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised, PublishNotSent
 from spa_dat.harness.brokers._certificates import make_certificates
 from spa_dat.testing import Acl, Kafka
-from spa_dat.transports import Envelope
+from spa_dat.transports import Envelope, KafkaConfig
 from spa_dat.transports.kafka.consuming import _partition_guard as _guard
+from spa_dat.transports.kafka.consuming._history import read_history
 from support.kafka_bus import bus_client, create, new_prefix, settings
 from support.kafka_consuming import taker
 from support.waiting import eventually
@@ -638,3 +639,16 @@ async def test_a_login_that_has_to_be_renewed_is_no_failure(
         assert inbox.stats["kafka.reconnects"] == 0
         assert inbox.stats["kafka.producers_lost"] == 0
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+async def test_the_history_of_what_may_not_be_read_is_refused(guarded: Kafka, prefix: str) -> None:
+    await create(guarded.server, f"{prefix}closed")
+    config = KafkaConfig(
+        f"{guarded.host}:{guarded.sasl_port}",
+        prefix=prefix,
+        username="ann",
+        password=_SECRET,
+        allow_plain_password=True,
+    )
+    with pytest.raises(NotAuthorised, match=f"topic '{prefix}closed'"):
+        await anext(read_history(config, ["closed"], since=0))
