@@ -18,7 +18,13 @@ from ....errors import ConfigurationError, ConnectFailed, TransportError, Unknow
 from ..._delivery import Delivery
 from ..._envelope import Envelope
 from ..._wire_formats import wire_format
-from .._aiokafka_private import check_libraries, client_of, keep_connections, stop_consumer
+from .._aiokafka_private import (
+    check_libraries,
+    client_of,
+    find_topics,
+    keep_connections,
+    stop_consumer,
+)
 from .._client_options import common_options, fetch_options, renewed_options
 from .._config import KafkaConfig
 from .._errors import connect_problem, translate
@@ -196,11 +202,13 @@ async def _spans(
 ) -> dict[TopicPartition, int]:
     """Go to the beginning in each partition that has something; return where they end."""
     cluster = await client_of(consumer).fetch_all_metadata()
-    for name in selection.names:
-        if name in cluster.unauthorized_topics:
-            raise translate(kafka.TopicAuthorizationFailedError(name), f"topic {name!r}")
-        if not cluster.partitions_for_topic(name):
-            raise UnknownTopic(f"there is no topic {name!r} at {config.address}")
+    missing = [name for name in selection.names if not cluster.partitions_for_topic(name)]
+    if missing:
+        # Among all topics a broker leaves out those that may not be seen.
+        for code, name, *_ in await find_topics(client_of(consumer), missing):
+            if code == kafka.TopicAuthorizationFailedError.errno:
+                raise translate(kafka.TopicAuthorizationFailedError(name), f"topic {name!r}")
+        raise UnknownTopic(f"there is no topic {missing[0]!r} at {config.address}")
     places = [
         TopicPartition(topic, number)
         for topic in sorted(cluster.topics())
