@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import aiokafka.errors as kafka
 import pytest
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.record.util import calc_crc32c
 
-from spa_dat.transports import DeliveryState
+from spa_dat.errors import ConfigurationError, ConnectionLost
+from spa_dat.harness.kafka_cluster._record_batches import encode_record
+from spa_dat.harness.loop._network import ServerConnection
+from spa_dat.transports import Delivery, DeliveryState, KafkaTopic
+from spa_dat.transports._units import Outcome
+from spa_dat.transports.kafka._takeovers import Takeovers
+from spa_dat.transports.kafka.consuming import _unreadable_guard
 from spa_dat.transports.kafka.consuming._dispatcher import Dispatcher
 from spa_dat.transports.kafka.consuming._units import Units
 from spa_dat.transports.kafka.producing._transactions import (
     TransactionalProducer,
     TransactionFailed,
 )
-from support.kafka_consuming import taker
+from support.kafka_consuming import Taker, taker
 from support.simulated import SERVER, SimulatedCluster, world
 from support.waiting import eventually
 
@@ -23,6 +32,8 @@ pytestmark = pytest.mark.virtual
 
 GROUP = "app.actor"
 TRANSACTIONAL: dict[str, Any] = {"transactional": True}
+STRUCTURED = b"application/cloudevents+json"
+EVENT = b'{"specversion": "1.0", "id": "id-7", "source": "/x", "type": "t", "data": 7}'
 
 
 def publish(here: SimulatedCluster, numbers: range, topic: str = "a") -> None:
@@ -36,6 +47,12 @@ def done(here: SimulatedCluster, topic: str = "a") -> int:
     return sum(offset for (name, _), offset in found.items() if name == topic)
 
 
+def trouble_of(one: Taker) -> str | None:
+    consumer: Any = one.consumer
+    trouble: str | None = consumer.trouble
+    return trouble
+
+
 def expire(here: SimulatedCluster, instance: str = "0") -> None:
     """Have the group drop a member, as if it had been silent for too long."""
     group = here.cluster.groups[GROUP]
@@ -44,7 +61,7 @@ def expire(here: SimulatedCluster, instance: str = "0") -> None:
 
 
 def failing_once(
-    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Exception
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, error: Exception
 ) -> list[Exception]:
     """Let a method raise an error the next time; return the errors that are left."""
     method, errors = getattr(owner, name), [error]
@@ -188,7 +205,10 @@ async def test_two_programs_with_one_name_do_not_both_go_on_and_nothing_is_missi
             assert stays.client.fatal == []
 
 
-async def test_a_member_that_is_dropped_while_its_filters_change_gets_the_new_ones() -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_member_that_is_dropped_while_its_filters_change_gets_the_new_ones(
+    monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
     with world() as here:
         here.cluster.create_topic("a")
         here.cluster.create_topic("b")
@@ -197,13 +217,21 @@ async def test_a_member_that_is_dropped_while_its_filters_change_gets_the_new_on
             publish(here, range(1))
             (running,) = await one.get(1)
             running.start()
+            lost = Takeovers.lost
+
+            def losing(self: Takeovers, held: float, *, expired: bool) -> None:
+                lost(self, held, expired=expired)
+                if at_once:
+                    running.settle()
+
+            monkeypatch.setattr(Takeovers, "lost", losing)
             adding = asyncio.ensure_future(one.consumer.add_filter("b"))
             # It waits for what is running before it leaves.
             await eventually(lambda: one.events == ["hold"])
             expire(here)
             await eventually(lambda: one.stats["kafka.memberships_lost"] == 1)
-            assert not adding.done()
-            running.settle()
+            if not at_once:
+                running.settle()
             await adding
             publish(here, range(1, 2), "b")
             # What it could not commit any more is recognised.
@@ -228,3 +256,287 @@ async def test_a_handler_that_ends_after_the_consumer_was_closed_is_no_error() -
             first.settle()
             assert first.state is DeliveryState.SETTLED
             assert one.numbers == [*range(len(one.numbers))]
+
+
+# Positions, topics and what is fetched meanwhile.
+
+
+async def test_members_that_start_together_at_the_end_all_get_their_places() -> None:
+    with world() as here:
+        here.cluster.create_topic("a", 4)
+        publish(here, range(10))
+        options: dict[str, Any] = {"prefix": "", "start": False, "offset_reset": "latest"}
+        async with (
+            taker(SERVER, "a", **options) as one,
+            taker(SERVER, "a", instance="1", **options) as two,
+            taker(SERVER, "a", instance="2", **options) as three,
+        ):
+            takers = (one, two, three)
+            await asyncio.gather(*(it.consumer.start() for it in takers))
+            publish(here, range(10, 20))
+            await eventually(lambda: sum(len(it.deliveries) for it in takers) >= 10)
+            numbers = sorted(number for it in takers for number in it.numbers)
+            assert numbers == [*range(10, 20)]
+
+
+async def test_brokers_that_hang_while_topics_are_checked_are_waited_for() -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(SERVER, "a", prefix="", connect_timeout=1.0) as one:
+            publish(here, range(3))
+            await one.get(3)
+            reconnects = one.stats["kafka.reconnects"]
+            slow = [it for it in here.network.connections if it.name == "app.0.actor"]
+            for connection in slow:
+                connection.fall_silent()
+            await asyncio.sleep(3)
+            for connection in slow:
+                connection.reset()
+            publish(here, range(3, 6))
+            await eventually(lambda: one.numbers == [*range(6)])
+            assert one.stats["kafka.reconnects"] == reconnects
+            assert one.events in ([], ["hold", "resume, redelivered"])
+
+
+async def test_how_far_a_member_is_behind_is_known_whenever_it_is_asked() -> None:
+    with world() as here:
+        here.cluster.create_topic("a", 2)
+        async with taker(SERVER, "a", prefix="", settle=False) as one:
+            seen: list[int | None] = []
+
+            async def look() -> None:
+                for turn in itertools.count():
+                    seen.append(one.consumer.lag)
+                    await asyncio.sleep(0 if turn % 5 else 0.01)
+
+            looking = asyncio.ensure_future(look())
+            await eventually(lambda: one.consumer.lag == 0)
+            publish(here, range(10))
+            await one.get(10)
+            assert one.consumer.lag == 10
+            for delivery in [*one.deliveries]:
+                delivery.settle()
+            assert one.consumer.lag == 0
+            async with taker(SERVER, "a", prefix="", instance="1") as two:
+                await eventually(lambda: (len(one.partitions), len(two.partitions)) == (1, 1))
+            expire(here)
+            await eventually(lambda: one.stats["kafka.memberships_lost"] == 1)
+            await eventually(lambda: one.consumer.lag == 0)
+            await one.consumer.close()
+            assert one.consumer.lag is None
+            looking.cancel()
+            assert None in seen
+            assert {type(it) for it in seen} == {int, type(None)}
+
+
+async def test_a_group_that_has_other_members_says_so_also_when_brokers_hang_at_last() -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        strategy = {"partition_assignment_strategy": (RangePartitionAssignor,)}
+        async with (
+            here.consumer("a", group_id=GROUP, **strategy),
+            taker(
+                SERVER, "a", prefix="", start=False, start_timeout=1.0, connect_timeout=5.0
+            ) as one,
+        ):
+            starting = asyncio.ensure_future(one.consumer.start())
+            await eventually(lambda: "of another program" in (trouble_of(one) or ""))
+
+            def hang(connection: ServerConnection) -> None:
+                """Answer nothing."""
+
+            here.network.listen("kafka", 9092, hang)
+            with pytest.raises(ConfigurationError, match=r"'app\.actor' has members of another"):
+                await starting
+
+
+async def test_filters_may_change_before_the_start_and_not_after_the_end() -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        here.cluster.create_topic("b")
+        async with taker(SERVER, "a", prefix="", start=False) as one:
+            await one.consumer.add_filter("b")
+            await one.consumer.remove_filter("a")
+            await one.consumer.start()
+            publish(here, range(3))
+            publish(here, range(3, 6), "b")
+            await one.get(3)
+            assert one.numbers == [3, 4, 5]
+            await one.consumer.close()
+            with pytest.raises(ConnectionLost, match="is closed"):
+                await one.consumer.remove_filter("b")
+            with pytest.raises(ConnectionLost, match="is closed"):
+                await one.consumer.add_filter("a")
+
+
+async def test_a_consumer_that_was_never_started_can_be_closed() -> None:
+    with world():
+        async with taker(SERVER, "a", prefix="", start=False) as one:
+            assert one.consumer.trackers == ()
+            await one.consumer.close()
+
+
+async def test_who_gives_up_waiting_for_a_filter_keeps_nobody_else_from_it() -> None:
+    with world() as here:
+        for name in "abc":
+            here.cluster.create_topic(name)
+        async with taker(
+            SERVER, "a", prefix="", settle=False, rebalance_timeout=60.0, session_timeout=30.0
+        ) as one:
+            publish(here, range(1))
+            (running,) = await one.get(1)
+            running.start()
+            first = asyncio.ensure_future(one.consumer.add_filter("b"))
+            # It waits for what is running.
+            await eventually(lambda: one.events == ["hold"])
+            second = asyncio.ensure_future(one.consumer.add_filter("c"))
+            first.cancel()
+            running.settle()
+            await second
+            publish(here, range(1, 2), "b")
+            publish(here, range(2, 3), "c")
+            await eventually(lambda: sorted(one.numbers) == [0, 1, 2])
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_what_is_too_large_expired_or_not_to_be_read_holds_up_nothing(qos: int) -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        here.cluster.append("a", value=b"x" * 2_000)
+        now = int(here.cluster.now() * 1000)
+        headers = [("ttl_ms", b"1000"), ("reply_to", b"there"), ("correlation_id", b"1")]
+        here.cluster.append("a", value=b"late", headers=headers, timestamp=now - 60_000)
+        here.cluster.append("a", value=b"4", headers=[("content-type", STRUCTURED)])
+        here.cluster.append("a", value=EVENT, headers=[("content-type", STRUCTURED)])
+        publish(here, range(5, 6))
+        options: dict[str, Any] = {"max_payload": 1_000, "max_received": 1_000}
+        async with taker(SERVER, "a", prefix="", subscription={"qos": qos}, **options) as one:
+            await one.has("5")
+            large, *rest = one.deliveries
+            left_out = large.envelope.left_out
+            assert left_out is not None
+            assert left_out.size == 2_000
+            assert rest[-2].envelope.payload == b"7"
+            assert rest[-2].envelope.id == "id-7"
+            assert one.stats["messages.expired"] == 1
+            await eventually(lambda: done(here) == 5)
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_what_nobody_wants_of_a_bound_topic_is_skipped_and_committed(qos: int) -> None:
+    with world() as here:
+        here.cluster.create_topic("fleet")
+        topics = {"fleet/{truck}": KafkaTopic("fleet", key="truck")}
+        for number in range(4):
+            here.cluster.append("fleet", key=b"x", value=b"%d" % number)
+        async with taker(
+            SERVER, "fleet/y", prefix="", subscription={"qos": qos}, topics=topics
+        ) as one:
+            await eventually(lambda: done(here, "fleet") == 4)
+            here.cluster.append("fleet", key=b"y", value=b"4")
+            await one.get(1)
+            assert one.numbers == [4]
+            assert one.deliveries[0].envelope.topic == "fleet/y"
+
+
+# Partitions that cannot be read, or are not read for a while.
+
+
+def oddly_named(value: bytes, number: int) -> bytes:
+    """Return a batch with a record that has a header whose name is not text."""
+    good = encode_record(None, value, [("name", b"x")], number)
+    bad = bytearray(good.replace(b"name", b"na\xffe"))
+    bad[17:21] = calc_crc32c(bytes(bad[21:])).to_bytes(4, "big")
+    return bytes(bad)
+
+
+async def test_names_that_are_not_text_are_said_once_and_all_is_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        log = here.cluster.log("a", 0)
+        # One attempt to read them in another way fails.
+        errors = failing_once(
+            monkeypatch, _unreadable_guard, "read_leniently", kafka.KafkaError("no records")
+        )
+        async with taker(SERVER, "a", prefix="") as one:
+            for number in range(0, 6, 2):
+                here.cluster.append_batch("", log, oddly_named(b"%d" % number, number), None)
+                publish(here, range(number + 1, number + 2))
+                await one.has(str(number + 1))
+            assert one.numbers == [*range(6)]
+            assert not errors
+            await eventually(lambda: trouble_of(one) is None)
+            await eventually(lambda: done(here) == 6)
+            assert one.stats["messages.malformed"] >= 3
+    assert caplog.text.count("the name of a header is not text") == 1
+
+
+async def test_an_offset_that_is_out_of_range_for_a_moment_is_no_gap(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        log = here.cluster.log("a", 0)
+        async with taker(SERVER, "a", prefix="") as one:
+            # As of a broker that does not know yet that it leads the partition.
+            log.start = 5
+            log.end = 5
+            log.notify()
+            await asyncio.sleep(0.005)
+            log.start = log.end = 0
+            publish(here, range(3))
+            await one.get(3)
+            assert one.numbers == [0, 1, 2]
+            assert one.stats["kafka.records_removed"] == 0
+    assert "no longer exists" not in caplog.text
+
+
+async def test_a_transaction_that_stays_open_is_named_when_it_lasts_and_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with world() as here:
+        here.cluster.create_topic("a", 2)
+        async with (
+            here.producer(transactional_id="other", transaction_timeout_ms=120_000) as producer,
+            taker(SERVER, "a", prefix="") as one,
+        ):
+            for seconds, times in ((5, 0), (60, 1)):
+                await producer.begin_transaction()
+                await producer.send_and_wait("a", b"%d" % seconds, partition=0)
+                await asyncio.sleep(seconds)
+                assert caplog.text.count("another program has been open") == times
+                await producer.commit_transaction()
+                await one.has(str(seconds))
+
+
+async def test_a_transaction_that_takes_long_is_waited_for_without_blaming_a_handler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit, goes_on = TransactionalProducer.commit, asyncio.Event()
+
+    async def slow(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
+        await goes_on.wait()
+        return await commit(self, *arguments, **more)
+
+    def note(delivery: Delivery) -> None:
+        unit: Any = delivery.tracker
+        unit.note(delivery, Outcome())
+
+    monkeypatch.setattr(TransactionalProducer, "commit", slow)
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(
+            SERVER, "a", prefix="", subscription=TRANSACTIONAL, max_uncommitted=20
+        ) as one:
+            one.on_delivery = note
+            for number in range(100):
+                publish(here, range(number, number + 1))
+                await asyncio.sleep(0.01)
+            assert len(one.deliveries) < 60
+            goes_on.set()
+            await eventually(lambda: done(here) == 100)
+            assert one.numbers == [*range(100)]
+            assert one.stats["kafka.partitions_stuck"] == 0
+    assert "is not settled" not in caplog.text

@@ -427,9 +427,8 @@ class ConsumerSessions(abc.ABC):
 
     def _in_force(self, changes: Sequence[asyncio.Future[None]]) -> None:
         self._enter(SessionState.RECEIVING)
+        self._changes = [change for change in self._changes if change not in changes]
         for change in changes:
-            if change in self._changes:
-                self._changes.remove(change)
             if not change.done():
                 change.set_result(None)
         if not self._ready.done():

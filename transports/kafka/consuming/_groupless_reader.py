@@ -138,8 +138,8 @@ class Reader(ConsumerSessions):
         trackers = self._assignment.trackers
         for partition in partitions:
             trackers.setdefault(partition, CountingTracker(self._assignment, partition))
-        if self._guard is not None:
-            self._guard.reassigned(partitions)
+        assert self._guard is not None
+        self._guard.reassigned(partitions)
         if partitions:
             consumer.assign(partitions)
             for partition in partitions:

@@ -200,10 +200,8 @@ class PartitionGuard:
         for partition, until in [*self.held.items()]:
             if until <= now:
                 del self.held[partition]
-                if partition in self._troubles.known:
-                    self._tried[partition] = self._troubles.known[partition]
-                if is_assigned(self._consumer, partition):
-                    resume(partition)
+                self._tried[partition] = self._troubles.known[partition]
+                resume(partition)
 
     def look_for_leaders(self) -> None:
         """Report partitions that have long had no leader: the library waits silently."""

@@ -147,13 +147,13 @@ class Troubles:
 
     def over(self, partition: TopicPartition) -> None:
         """Note that a partition can be read again."""
-        if self.known.pop(partition, None) is not None:
-            _log.warning(
-                "%s: partition %d of topic %r can be read again",
-                self._name,
-                partition.partition,
-                partition.topic,
-            )
+        del self.known[partition]
+        _log.warning(
+            "%s: partition %d of topic %r can be read again",
+            self._name,
+            partition.partition,
+            partition.topic,
+        )
 
     def look_for_topics(self, absent: Mapping[str, str], now: float) -> None:
         """Note which topics are not visible now, unlike all others; log it if it lasts.
