@@ -17,7 +17,7 @@ from spa_dat.harness.loop._network import ServerConnection
 from spa_dat.transports import Delivery, DeliveryState, KafkaTopic
 from spa_dat.transports._units import Outcome
 from spa_dat.transports.kafka._takeovers import Takeovers
-from spa_dat.transports.kafka.consuming import _unreadable_guard
+from spa_dat.transports.kafka.consuming import _partition_guard
 from spa_dat.transports.kafka.consuming._dispatcher import Dispatcher
 from spa_dat.transports.kafka.consuming._units import Units
 from spa_dat.transports.kafka.producing._transactions import (
@@ -458,7 +458,7 @@ async def test_names_that_are_not_text_are_said_once_and_all_is_read(
         log = here.cluster.log("a", 0)
         # One attempt to read them in another way fails.
         errors = failing_once(
-            monkeypatch, _unreadable_guard, "read_leniently", kafka.KafkaError("no records")
+            monkeypatch, _partition_guard, "read_leniently", kafka.KafkaError("no records")
         )
         async with taker(SERVER, "a", prefix="") as one:
             for number in range(0, 6, 2):
