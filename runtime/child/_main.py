@@ -97,7 +97,7 @@ class ChildRun(Run):
     def stop_actor(self, actor: ActorRunner) -> None:
         """Leave it to the parent, which stops the actor's other processes with it."""
         self._child.channel.send(StopActor())
-        self._child.recall()
+        self._child.give_back_all()
 
     def tell_stopped(self, report: StopReport) -> None:
         """Leave it to the parent, which tells of the whole application."""
@@ -162,6 +162,7 @@ class ChildMain:
         self._stop_timeout = _LAST_STOP
         self.over: asyncio.Future[None] = self._loop.create_future()
         self._stopping = False
+        self._gives_back = False
         self._log: PipeLog | None = None
 
     # The parent's frames.
@@ -187,6 +188,8 @@ class ChildMain:
         route = self._routes[frame.route]
         delivery = piped(frame, self.book)
         route.router.put_in(delivery, route)
+        if self._gives_back:
+            self.recall()
 
     def _define(self, frame: DefineRoute) -> None:
         assert self._run is not None
@@ -199,6 +202,11 @@ class ChildMain:
         route = runner.route(router, frame.handler, TopicFilter.parse(frame.filter))
         router.add(route)
         self._routes[frame.number] = route
+
+    def give_back_all(self) -> None:
+        """Start nothing more: also return what the parent has sent before it hears of that."""
+        self._gives_back = True
+        self.recall()
 
     def recall(self) -> None:
         """Return what has not been started to the parent."""

@@ -22,7 +22,7 @@ from support.kafka_ledger import seeded
 from support.readings import Readings, SharedLedger
 from support.waiting import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.repository, pytest.mark.deadline(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.repository, pytest.mark.deadline(400)]
 
 APPLICATION = Path(__file__).parent.parent.parent / "examples" / "deployment" / "ledger.py"
 STARTED = r"application 'ledger' instance '(\S+)' has started"
@@ -75,13 +75,13 @@ class Deployment:
     async def handles(self, more: int) -> None:
         """Wait until so many more readings are handled."""
         count = self.ledger.handled() + more
-        await eventually(lambda: self.ledger.handled() >= count, 40.0)
+        await eventually(lambda: self.ledger.handled() >= count, 100.0)
 
     async def all_have_handled(self, *instances: str) -> None:
         """Wait until each of the instances has handled something from now on."""
         before = {instance: self.ledger.lines_of(instance) for instance in instances}
         for instance, lines in before.items():
-            await eventually(partial(self._has_more, instance, lines), 40.0)
+            await eventually(partial(self._has_more, instance, lines), 100.0)
 
     def _has_more(self, instance: str, lines: int) -> bool:
         return self.ledger.lines_of(instance) > lines
@@ -89,19 +89,19 @@ class Deployment:
     async def goes_on_with_all(self, readings: Readings) -> None:
         """Wait until everything is handled that was sent by a time from now on."""
         confirmed = readings.confirmed
-        await eventually(lambda: readings.confirmed >= confirmed + 200, 40.0)
+        await eventually(lambda: readings.confirmed >= confirmed + 200, 100.0)
         sent = readings.sent()
-        await eventually(lambda: self.ledger.handled() and sent <= set(self.ledger.times), 40.0)
+        await eventually(lambda: self.ledger.handled() and sent <= set(self.ledger.times), 100.0)
 
     async def has_its_share(self, instance: str, readings: Readings) -> None:
         """Wait until an instance has handled something that is sent from now on."""
         sent = readings.sent()
-        await eventually(lambda: self.ledger.of(instance) - sent, 40.0)
+        await eventually(lambda: self.ledger.of(instance) - sent, 100.0)
 
     async def lost_nothing(self, readings: Readings) -> None:
         """Wait until all is handled, and look at the order."""
         sent = readings.sent()
-        await eventually(lambda: self.ledger.handled() >= len(sent), 40.0)
+        await eventually(lambda: self.ledger.handled() >= len(sent), 100.0)
         assert set(self.ledger.times) == sent
         assert self.ledger.disorder(of_each_instance=self.shares_by_turn) == []
         print(f"{len(sent)} readings, {self.ledger.repeated} handled again, {self.ledger.by}")

@@ -43,7 +43,9 @@ from spa_dat.errors import (
     RestartLimitReached,
 )
 from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.hosting._process_worker import ProcessWorker
 from spa_dat.runtime.messaging._stored_letter import LetterFilter
+from spa_dat.runtime.processes._pipe_messages import Returned, StopActor
 from spa_dat.transports import MemoryConfig, MemoryProvider
 from support.processes import collect, make
 from support.waiting import eventually
@@ -543,6 +545,44 @@ async def test_later_and_stop_work_there() -> None:
         assert runs is not None
         await eventually(lambda: [one.ended for one in runs.actors if one.name == "work"] == [True])
     assert got == ["later x"]
+
+
+async def test_what_is_sent_before_the_parent_hears_of_a_stop_is_not_handled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stops: list[Callable[[], None]] = []
+    returned: list[tuple[int, int]] = []
+    received = ProcessWorker._received
+
+    def hear_of_stops_later(self: ProcessWorker, frame: Any) -> None:
+        if isinstance(frame, StopActor):
+            stops.append(functools.partial(received, self, frame))
+            return
+        if isinstance(frame, Returned):
+            returned.extend(frame.deliveries)
+        received(self, frame)
+
+    monkeypatch.setattr(ProcessWorker, "_received", hear_of_stops_later)
+    app = make()
+    got = collect(app, "out")
+
+    @app.application("in", placement="process")
+    async def work(payload: str, socket: Socket, context: Context) -> None:
+        if payload == "stop":
+            context.stop()
+        else:
+            await socket.publish("out", payload)
+
+    async with app:
+        await app.socket().publish("in", "stop")
+        await eventually(lambda: stops)
+        await app.socket().publish("in", "y")
+        await eventually(lambda: returned or got)
+        stops.pop()()
+        runs = app._runs.current
+        assert runs is not None
+        await eventually(lambda: [one.ended for one in runs.actors if one.name == "work"] == [True])
+    assert got == []
 
 
 async def test_what_is_logged_there_reaches_the_loggers_of_the_program(
