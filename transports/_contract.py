@@ -107,6 +107,7 @@ class Subscription:
         transactional: whether its deliveries belong to a `Unit`, with which their effects are
             committed. Only where the provider has ``has_transactions``.
         keeps_states: whether the units also keep the states of keys; only with ``transactional``.
+        on_restored: called in the event loop whenever the states of a unit are known.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Subscription:
     rewind_to: datetime | None = None
     transactional: bool = False
     keeps_states: bool = False
+    on_restored: Callable[[], None] = lambda: None
 
 
 class Receiver(Protocol):

@@ -38,7 +38,7 @@ class SqliteFile:
         path: where it is, or a link to it; a missing folder is created for this user alone, as is
             the file.
         kind: 32 bits that tell such files from other databases (``application_id``).
-        version: of the tables; files of newer ones are refused.
+        version: of the tables; files of other ones are refused.
         schema: SQL statements that create the tables.
         what: what the file is, for errors.
         replace: whether a new one takes the place of a file that cannot be read, because all of it
@@ -50,7 +50,7 @@ class SqliteFile:
 
     Raises:
         ConfigurationError: the file cannot be created or read, is no such file, is damaged, was
-            written by a newer version, or is in use. It is left as it is.
+            written by another version, or is in use. It is left as it is.
     """
 
     def __init__(
@@ -218,6 +218,12 @@ class SqliteFile:
             raise _Unreadable(
                 f"written by a newer version of this package (format {written}, and {version} is"
                 " the newest that is known here)",
+                "use that version, or move the file away",
+            )
+        if tables and written < version:
+            raise _Unreadable(
+                f"written by an older version of this package (format {written}, and {version} is"
+                " that of this one)",
                 "use that version, or move the file away",
             )
         (state,) = database.execute("PRAGMA quick_check(1)").fetchone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -23,7 +23,9 @@ class Outcome(msgspec.Struct, eq=False):
         dropped: called if the attempt fails after all, which it cannot once it is settled.
         key: the key whose state has changed; None if none has.
         value: what is kept of that key from now on; None for nothing.
+        wake: when something is to be done with that key, in seconds since 1970; None for never.
         size: the bytes of the outputs, as whoever has it counts them.
+        after: where the unit has put it among its messages, in its own terms.
     """
 
     outputs: list[object] = []
@@ -32,13 +34,15 @@ class Outcome(msgspec.Struct, eq=False):
     dropped: tuple[Callable[[], None], ...] = ()
     key: str | None = None
     value: bytes | None = None
+    wake: float | None = None
     size: int = 0
+    after: int = -1
 
     def drop(self) -> None:
         """Forget all of it: the attempt has failed."""
         self.outputs.clear()
         self.committed = ()
-        self.key = self.value = None
+        self.key = self.value = self.wake = None
         dropped, self.dropped = self.dropped, ()
         for call in dropped:
             call()
@@ -73,6 +77,32 @@ class Unit(Tracker, abc.ABC):
             delivery: the delivery.
             outcome: its outcome, to which more may be added until it is settled.
             hurry: whether somebody waits for it.
+        """
+
+    @abc.abstractmethod
+    def add(self, outcome: Outcome, key: str) -> None:
+        """Take the outcome of something that is no message, to be committed as soon as it can be.
+
+        It is committed after, or together with, all that was settled of the key before, and before,
+        or together with, all that is settled of it from now on.
+
+        Args:
+            outcome: the outcome, which is not changed any more.
+            key: the key that it is about.
+        """
+
+    @abc.abstractmethod
+    async def first_due(self, most: int) -> Sequence[tuple[str, float]]:
+        """Return the keys in which something is to be done first, and when, in that order.
+
+        What is settled and not committed is left out; its `Outcome.committed` says when to ask
+        again. Nothing is returned while the states of the keys are not known.
+
+        Args:
+            most: how many at the most.
+
+        Raises:
+            StateNotWritten: they cannot be read at the moment.
         """
 
     @abc.abstractmethod

@@ -376,9 +376,9 @@ class DeliveryProcessor:
         held_since: float | None = None
         if failed is not None:
             held_since = self._now()
-            if not await self._attempt_failed(delivery, failed, failed.take(), held_since):
+            instance = await self._next(instance, delivery, failed, failed.take(), held_since)
+            if instance is None:
                 return
-            self.attempt_begins(delivery)
         while True:
             turn = Turn(delivery, lane.source, request, shared=shared)
             current_turn.set(turn)
@@ -410,15 +410,11 @@ class DeliveryProcessor:
             except BaseException as raised:  # noqa: BLE001 (the user's code)
                 if held_since is None:
                     held_since = self._now()
-                if not await self._attempt_failed(
-                    delivery, turn, raised, held_since, scope.outcome
-                ):
-                    return
-                instance = await lane.current(instance)
+                instance = await self._next(
+                    instance, delivery, turn, raised, held_since, scope.outcome
+                )
                 if instance is None:
-                    delivery.route.router.give_back(delivery)
                     return
-                self.attempt_begins(delivery)
             else:
                 self.attempt_ended()
                 # `handle` ends the same way, without the cost of two coroutines.
@@ -434,6 +430,26 @@ class DeliveryProcessor:
                 else:
                     delivery.settle()
                 return
+
+    async def _next(
+        self,
+        instance: Any,
+        delivery: RoutedDelivery,
+        turn: Turn,
+        raised: BaseException,
+        held_since: float,
+        outcome: OutcomeCallbacks[CallOutcome] | None = None,
+    ) -> Any:
+        """Return what the attempt after a failed one is made on; None if there is to be none."""
+        if not await self._attempt_failed(delivery, turn, raised, held_since, outcome):
+            return None
+        # The failure may have made it anew.
+        instance = await self._lane.current(instance)
+        if instance is None:
+            delivery.route.router.give_back(delivery)
+        else:
+            self.attempt_begins(delivery)
+        return instance
 
     async def _call(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: MessageScope

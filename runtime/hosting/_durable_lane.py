@@ -6,6 +6,7 @@ import abc
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..._texts import describe, quoted
 from ...errors import ConfigurationError
 from ...transports import Delivery
 from ..handling._argument_values import ProducerScope
@@ -23,6 +24,9 @@ __all__ = ["ALREADY_HANDLED", "DurableLane"]
 
 ALREADY_HANDLED = "AlreadyHandled", "the request was handled before, and its reply is not kept"
 """The code and the text with which a request is answered that comes again."""
+
+# Seconds before a key is woken again.
+_AFTER_FAILURE = 1.0
 
 
 class DurableLane(KeyedLane, abc.ABC):
@@ -62,13 +66,13 @@ class DurableLane(KeyedLane, abc.ABC):
         cell.keep(UNSET, instance)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """As of `Lane`; none, because every call is followed by a commit."""
+        """As in `Lane`; none, because every call is followed by a commit."""
         return [None] * len(self.handlers)
 
     def invoke(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
     ) -> Awaitable[Any]:
-        """As of `Lane`; has what it has changed committed."""
+        """As in `Lane`; has what it has changed committed."""
         return self._invoke_and_commit(instance, index, arguments, scope)
 
     @abc.abstractmethod
@@ -80,6 +84,27 @@ class DurableLane(KeyedLane, abc.ABC):
     @abc.abstractmethod
     async def peek(self, key: str) -> Any:
         """Return a copy of the state of a key as it was committed last; None if there is none."""
+
+    async def wake(self, cell: KeyCell) -> None:
+        """As in `KeyedLane`: hand out reminders, delete a state that has expired."""
+        alarms = self.host.alarms
+        assert alarms is not None
+        wait: float | None = _AFTER_FAILURE
+        try:
+            wait = await self.away(self._do_what_is_due(cell), self.item)
+        except Exception as error:  # noqa: BLE001 (it is tried again, whatever it is)
+            self.log.warning(
+                "what it is time for in key %s is done later: %s",
+                quoted(cell.key, 200),
+                describe(error),
+            )
+        finally:
+            if wait is not None:
+                alarms.has_rested(cell.key, wait)
+
+    @abc.abstractmethod
+    async def _do_what_is_due(self, cell: KeyCell) -> float | None:
+        """Return when there may be more to do, in seconds; None if that is told otherwise."""
 
     def _at_work(self) -> tuple[KeyCell, Turn, Delivery]:
         """Return the key, the turn and the message that the lane is handling."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ..._environment import Environment
+from ..._limited_log import LimitedLog
 from ..._texts import describe
-from ._durable_states import DurableStates
 
-__all__ = ["KeyAlarms"]
+__all__ = ["KeyAlarms", "Look", "checked"]
+
+Look = Callable[[int], asyncio.Future[Sequence[tuple[str, float]]]]
+"""Returns the first keys, as many as it is told, and when, in seconds since 1970, in that order."""
 
 _AT_ONCE = 100
 # Loop time and wall time may drift apart: the wall clock is looked at so often at least.
@@ -20,40 +22,47 @@ _AFTER_FAILURE = 1.0
 
 
 class KeyAlarms:
-    """Wakes the keys of one durable actor, some at a time, when the store says that it is time.
+    """Wakes the keys of one durable actor, some at a time, when it is time for them.
 
     Never early by the environment's clock. A key that was woken is not woken again until it has
     come to rest.
 
     Args:
         actor: the actor's name.
-        states: where the times are.
+        look: looks for the keys whose time comes first.
         environment: the clock.
         wake: called with each key whose time has come.
+        log: where it is told that nothing can be looked for.
     """
 
     def __init__(
         self,
         actor: str,
-        states: DurableStates,
+        look: Look,
         environment: Environment,
         wake: Callable[[str], None],
+        log: LimitedLog,
     ) -> None:
         self._actor = actor
-        self._states = states
+        self._look_for = look
+        self._log = log
         self._now = environment.now
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._awake: dict[str, None] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Future[Any] | None = None
+        self._looking: asyncio.Future[Sequence[tuple[str, float]]] | None = None
         self._stopped = False
-        # Whether something has changed since the store was asked.
+        # Whether something has changed since it was looked.
         self._again = False
 
     def start(self) -> None:
         """Begin to look for keys whose time has come."""
         self._look()
+
+    def look(self) -> None:
+        """Look again for keys whose time has come: there may be others."""
+        self._look_in(0.0)
 
     def note(self, when: float | None) -> None:
         """Note that a key is to be woken at a time, in seconds since 1970; None if it is not."""
@@ -99,11 +108,7 @@ class KeyAlarms:
         if self._stopped or self._looking is not None:
             return
         self._again = False
-        actor, most = self._actor, len(self._awake) + _AT_ONCE
-        self._looking = self._states.ask(
-            # What a store returns is found wrong where it is tried again.
-            lambda store: [_checked(*due) for due in store.first_due(actor, most)]
-        )
+        self._looking = self._look_for(len(self._awake) + _AT_ONCE)
         self._looking.add_done_callback(self._looked)
 
     def _looked(self, looking: asyncio.Future[Sequence[tuple[str, float]]]) -> None:
@@ -112,7 +117,7 @@ class KeyAlarms:
             return
         error = looking.exception()
         if error is not None:
-            self._states.log.warning(
+            self._log.warning(
                 "actor %r cannot look for keys whose time has come: %s",
                 self._actor,
                 describe(error),
@@ -131,7 +136,8 @@ class KeyAlarms:
             self._look_in(0.0)
 
 
-def _checked(key: object, when: object) -> tuple[str, float]:
+def checked(key: object, when: object) -> tuple[str, float]:
+    """Return what a store has said of a key; raise TypeError if it cannot be that."""
     if not isinstance(key, str) or not isinstance(when, int | float) or not math.isfinite(when):
         raise TypeError(
             f"first_due() of the store has returned {key!r:.100} and {when!r:.100}, and not the"

@@ -52,6 +52,11 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     reminders: Mapping[str, Reminder] = _NO_REMINDERS
     handled: tuple[bytes, ...] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to be kept."""
+        return self.state is None and not self.reminders and not self.handled
+
     def as_bytes(self) -> bytes:
         """Return it as it is stored: a line of JSON about the state, and the state."""
         header = msgspec.json.encode(
@@ -60,12 +65,14 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
         return b"%b\n%b" % (header, self.state or b"")
 
     def expires(self, ttl: float | None) -> float | None:
-        """Return when its state expires, in seconds since 1970; None if it never does.
+        """Return when all but its reminders expires, in seconds since 1970; None if it never does.
 
         Args:
             ttl: seconds from its last change; None for ever.
         """
-        return None if ttl is None or self.state is None else self.changed + ttl
+        if ttl is None or (self.state is None and not self.handled):
+            return None
+        return self.changed + ttl
 
     def wake(self, ttl: float | None) -> float | None:
         """Return when something is to be done with the key; as `expires`."""

@@ -7,7 +7,7 @@ import enum
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..options._actor_options import ActorOptions
     from ._actor_runner import ActorRunner
     from ._key_alarms import KeyAlarms
+    from ._key_units import KeyUnits
     from ._reminders import Reminders
 
 __all__ = ["HostState", "KeyedHost"]
@@ -75,6 +76,7 @@ class KeyedHost:
         passivates: whether it has an ``on_passivate``.
         alarms: wake the keys of a durable actor; None for any other.
         reminders: those of a durable actor that are due; None for any other.
+        units: those that a durable actor's keys belong to, on a bus with transactions; else None.
         making_timers: held while a key gets timers.
 
     Args:
@@ -121,22 +123,38 @@ class KeyedHost:
         self.lanes: tuple[KeyedLane, ...] = ()
         self.alarms: KeyAlarms | None = None
         self.reminders: Reminders | None = None
-        states = runner.run.durable_states
-        moves = runner.connection.provider.has_transactions
-        if states is not None and options.durable and not moves:
-            # Only who needs them pays for the modules.
-            from ._key_alarms import KeyAlarms
-
-            environment = runner.connection.surroundings.environment
-            self.alarms = KeyAlarms(runner.name, states, environment, self._wake)
+        self.units: KeyUnits | None = None
+        if options.durable:
+            self._make_alarms()
         self._idle.append(self._add_lane())
+
+    def _make_alarms(self) -> None:
+        # Only who needs them pays for the modules.
+        from ._key_alarms import KeyAlarms, checked
+
+        runner, states = self._runner, self._runner.run.durable_states
+        name, environment = runner.name, runner.connection.surroundings.environment
+        if runner.connection.provider.has_transactions:
+            from ._key_units import KeyUnits
+
+            self.units = units = KeyUnits(lambda: runner.run.routes_to(runner))
+            self.alarms = KeyAlarms(name, units.look, environment, self._wake, units.log)
+        elif states is not None:
+
+            def look(most: int) -> asyncio.Future[Sequence[tuple[str, float]]]:
+                # What a store returns is found wrong where it is tried again.
+                return states.ask(
+                    lambda store: [checked(*due) for due in store.first_due(name, most)]
+                )
+
+            self.alarms = KeyAlarms(name, look, environment, self._wake, states.log)
 
     def _add_lane(self) -> KeyedLane:
         number, states = len(self.lanes), self._runner.run.durable_states
-        if self.options.durable and self._runner.connection.provider.has_transactions:
+        if self.units is not None:
             from ._partitioned_lane import PartitionedLane
 
-            lane: KeyedLane = PartitionedLane(self._runner, self, number)
+            lane: KeyedLane = PartitionedLane(self._runner, self, number, self.units)
         elif states is not None and self.options.durable:
             # Only who needs them pays for the modules.
             from ._stored_lane import StoredLane
@@ -221,10 +239,13 @@ class KeyedHost:
         """Note how lanes are started, now that the first one is, so that others may be."""
         self._spawned_with = restart, resources
         if self.alarms is not None:
-            # Only who needs them pays for the modules.
-            from ._reminders import Reminders
+            if self.units is None:
+                # Only who needs them pays for the modules.
+                from ._reminders import Reminders
 
-            self.reminders = Reminders(self._runner, self, self._wake)
+                self.reminders = Reminders(self._runner, self, self._wake)
+            else:
+                self.units.tell(self.alarms.look)
             self.alarms.start()
         self.dispatch()
 

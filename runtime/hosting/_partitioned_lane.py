@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._texts import quoted
 from ...actors import refuse_unrun
@@ -20,9 +20,15 @@ from ..messaging._turn import Effects, Turn
 from ..options._retry_policy import Reject
 from ..registration._specs import Handler
 from ._durable_lane import ALREADY_HANDLED, DurableLane
+from ._key_records import KeyRecord
 from ._keyed_lane import KeyedLane, KeyedSocket
 from ._keyed_mailbox import KeyCell
 from ._outcome_lane import OutcomeLane, recorded, refuse_again
+
+if TYPE_CHECKING:
+    from ._actor_runner import ActorRunner
+    from ._key_units import KeyUnits
+    from ._keyed_host import KeyedHost
 
 __all__ = ["PartitionedLane", "WrongKey"]
 
@@ -38,8 +44,17 @@ class PartitionedLane(OutcomeLane, DurableLane):
     it, and with what was published if the actor has ``exactly_once``. If the handler fails, or the
     commit does, the state is forgotten and loaded again.
 
-    Args: those of `DurableLane`.
+    Args:
+        runner: the runner of its actor.
+        host: the actor's.
+        number: which lane it is.
+        units: those that the actor's keys belong to.
     """
+
+    def __init__(self, runner: ActorRunner, host: KeyedHost, number: int, units: KeyUnits) -> None:
+        super().__init__(runner, host, number)
+        self._units = units
+        self._expires = self.kept.ttl is not None
 
     def _make_socket(self) -> Socket:
         options, runtime = self.options, self.runner.runtime
@@ -48,20 +63,22 @@ class PartitionedLane(OutcomeLane, DurableLane):
         )
 
     def alias(self) -> str:
-        """As of `KeyedLane`: the partition, all of whose replies wait for the same commits."""
+        """As in `KeyedLane`: the partition, all of whose replies wait for the same commits."""
         item = self.item
         if not isinstance(item, Delivery):
             return super().alias()
         return f"{self.actor_name}/{self.chain_part(item.envelope, '')}"
 
     def chain_part(self, envelope: Envelope, key: str) -> str:
-        """As of `KeyedLane`."""
+        """As in `KeyedLane`."""
         return f"p{envelope.partition}"
 
     def instance_for(self, cell: KeyCell, shared: Any) -> Any:
-        """As of `KeyedLane`; forgets a state first that is not that of the message's unit."""
+        """As in `KeyedLane`; forgets a state first that has expired, or is of another unit."""
         if cell.active and cell.unit is not self.item.tracker:
             cell.reset()
+        elif self._expires:
+            self.kept.forget_expired(cell)
         return super().instance_for(cell, shared)
 
     def _unit_of(self, cell: KeyCell, delivery: Delivery) -> Unit:
@@ -77,7 +94,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
         return unit
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """As of `Lane`, with what has to be done around every call; none that may answer."""
+        """As in `Lane`, with what has to be done around every call; none that may answer."""
         return [
             None if function is None or handler.responder else self._noting(function, handler)
             for function, handler in zip(
@@ -130,8 +147,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
             raise
         turn.effects = None
         if value is not None:
-            # Nothing at all stands for a key that is deleted.
-            outcome.key, outcome.value = cell.key, value or None
+            self._keep(outcome, cell, record, value)
         if effects.deletes:
             cell.reset()
         elif record is not None:
@@ -157,6 +173,37 @@ class PartitionedLane(OutcomeLane, DurableLane):
             self.make_replies().send_error(turn, self.source, *ALREADY_HANDLED)
             unit.note(delivery, turn.outcome, hurry=True)
 
+    def _keep(
+        self, outcome: Outcome, cell: KeyCell, record: KeyRecord | None, value: bytes
+    ) -> None:
+        """Make what is to be kept of a key part of an outcome."""
+        # Nothing at all stands for a key that is deleted.
+        outcome.key, outcome.value = cell.key, value or None
+        if record is not None and (self._expires or record.reminders):
+            outcome.wake = record.wake(self.kept.ttl)
+            assert self.host.alarms is not None
+            outcome.committed += (partial(self.host.alarms.note, outcome.wake),)
+
+    async def _do_what_is_due(self, cell: KeyCell) -> float | None:
+        """As in `DurableLane`."""
+        unit = self._units.of_due(cell.key)
+        stored = None if unit is None else await unit.load(cell.key)
+        if unit is not None and stored is not None:
+            # It is deleted if it has expired. If not, it is not time yet, as with another ttl than
+            # the one that it was written with.
+            record = self.kept.read(StoredKey(stored, 0), cell.key)
+            self._write_again(cell, unit, record)
+        return 0.0
+
+    def _write_again(self, cell: KeyCell, unit: Unit, record: KeyRecord) -> None:
+        outcome = Outcome()
+        self._keep(outcome, cell, record, b"" if record.is_empty else record.as_bytes())
+        unit.add(outcome, cell.key)
+        if cell.unit is not unit or record.state is None or not cell.active:
+            cell.reset()
+        else:
+            cell.saved = record
+
     def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
         """Raise ConfigurationError: nobody would look for what is due."""
         raise ConfigurationError(
@@ -169,12 +216,11 @@ class PartitionedLane(OutcomeLane, DurableLane):
         self.remind_key(cell, name, None, 0.0)
 
     async def peek(self, key: str) -> Any:
-        """As of `DurableLane`, of the partitions that this instance has."""
-        for route in self._run.routes_to(self.runner):
-            for unit in route.router.trackers:
-                stored = await unit.peek(key) if isinstance(unit, Unit) else None
-                if stored is not None:
-                    return self.kept.copy_of(StoredKey(stored, 0), key)
+        """As in `DurableLane`, of the partitions that this instance has."""
+        for unit in tuple(self._units):
+            stored = await unit.peek(key)
+            if stored is not None:
+                return self.kept.copy_of(StoredKey(stored, 0), key)
         raise NotHere(
             f"key {quoted(key, 200)} of actor {self.actor_name!r} has no state in the partitions"
             " that this instance has: send a request to the key, which goes to whoever has it"

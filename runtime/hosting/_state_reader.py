@@ -45,7 +45,9 @@ class StateReader:
                 f" its class, and this program has version {self._kept.version}: use the program"
                 " that has written it, or a newer one"
             )
-        return msgspec.structs.replace(record, state=None) if self.has_expired(record) else record
+        if self.has_expired(record):
+            return msgspec.structs.replace(record, state=None, handled=())
+        return record
 
     def has_expired(self, record: KeyRecord | None) -> bool:
         """Return whether the state of a key has expired."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..._texts import describe, quoted
+from ..._texts import quoted
 from ...actors import refuse_unrun
 from ...errors import ConfigurationError, OutboxFull, RemoteError
 from ...transports import Delivery, Envelope, payload_too_large
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from ._keyed_host import KeyedHost
 
 __all__ = ["StoredLane"]
-
-# Seconds before a key is woken again.
-_AFTER_FAILURE = 1.0
 
 
 class StoredLane(DurableLane):
@@ -67,12 +64,12 @@ class StoredLane(DurableLane):
         )
 
     def instance_for(self, cell: KeyCell, shared: Any) -> Any:
-        """As of `KeyedLane`; a state that has expired is not there any more."""
+        """As in `KeyedLane`; a state that has expired is not there any more."""
         self.kept.forget_expired(cell)
         return super().instance_for(cell, shared)
 
     async def peek(self, key: str) -> Any:
-        """As of `DurableLane`."""
+        """As in `DurableLane`."""
         actor = self.actor_name
         found = await self._states.ask(lambda store: store.load(actor, (key,)))
         return self.kept.copy_of(found[key], key) if key in found else None
@@ -170,25 +167,8 @@ class StoredLane(DurableLane):
         if turn.request is not None:
             raise RemoteError(*ALREADY_HANDLED)
 
-    async def wake(self, cell: KeyCell) -> None:
-        """As of `KeyedLane`: hand out reminders, delete a state that has expired."""
-        alarms = self.host.alarms
-        assert alarms is not None
-        wait: float | None = _AFTER_FAILURE
-        try:
-            wait = await self.away(self._do_what_is_due(cell), self.item)
-        except Exception as error:  # noqa: BLE001 (it is tried again, whatever it is)
-            self.log.warning(
-                "what it is time for in key %s is done later: %s",
-                quoted(cell.key, 200),
-                describe(error),
-            )
-        finally:
-            if wait is not None:
-                alarms.has_rested(cell.key, wait)
-
     async def _do_what_is_due(self, cell: KeyCell) -> float | None:
-        """Return when there may be more to do, in seconds; None if that is told otherwise."""
+        """As in `DurableLane`."""
         reminders = self.host.reminders
         assert reminders is not None
         known = await self._states.look_up(self.actor_name, cell.key, None)
@@ -214,8 +194,7 @@ class StoredLane(DurableLane):
         return 0.0
 
     async def _write_again(self, cell: KeyCell, record: KeyRecord) -> None:
-        is_empty = record.state is None and not record.reminders
-        value = b"" if is_empty else record.as_bytes()
+        value = b"" if record.is_empty else record.as_bytes()
         before = cell.saved
         # What was loaded now is what is there.
         cell.saved = record

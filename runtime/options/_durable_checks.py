@@ -60,12 +60,6 @@ def check_durable(owner: str, options: ActorOptions) -> None:
             f"{owner}: Durable(store=...) has no use on the bus at {provider.address}, which keeps"
             " the states itself, so that they move with its partitions: leave it out"
         )
-    if provider is not None and moves and kept.ttl is not None:
-        raise ConfigurationError(
-            f"{owner}: Durable(ttl={kept.ttl!r}) is not possible yet on the bus at"
-            f" {provider.address}, where nobody looks for what has expired: leave it"
-            " out, and delete states with context.delete()"
-        )
     for name, given in refused.items():
         if given:
             raise ConfigurationError(

@@ -53,6 +53,7 @@ class Router(Actor):
         shared: whether each message goes to one of several instances.
         durable: whether the bus keeps what is not settled.
         serves: the names of all actors that it has ever served.
+        on_restored: as of `Subscription`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Router(Actor):
         self.shared = False
         self.durable = True
         self.serves: list[str] = []
+        self.on_restored: Callable[[], None] = lambda: None
         self._stats = stats
         self._trie: TopicTrie[Route] = TopicTrie()
         # The lanes of an actor are several targets.

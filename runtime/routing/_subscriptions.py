@@ -174,6 +174,7 @@ class Subscriptions:
             rewind_to=first.options.moment_to_rewind_to,
             transactional=options.exactly_once or keeps_states,
             keeps_states=keeps_states,
+            on_restored=lambda: shared.router.on_restored(),
         )
         shared.router.shared = subscription.share
         shared.router.durable = subscription.durable

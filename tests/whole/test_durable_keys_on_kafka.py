@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import sqlite3
 from collections import Counter
@@ -28,14 +27,11 @@ from spa_dat import (
     on_reminder,
 )
 from spa_dat.errors import ConfigurationError, NotHere, RemoteError
-from spa_dat.runtime.application import _buses
 from spa_dat.runtime.hosting._durable_lane import ALREADY_HANDLED
 from spa_dat.runtime.hosting._keyed_lane import KeyedLane
 from spa_dat.runtime.hosting._partitioned_lane import PartitionedLane, WrongKey
 from spa_dat.testing import Faults, Harness
-from spa_dat.transports import Surroundings
 from spa_dat.transports.kafka._partitioner import hash_of
-from spa_dat.transports.kafka._topic_facts import TopicFacts
 from spa_dat.transports.kafka.consuming import _units
 from spa_dat.transports.kafka.consuming._changelog import restore
 from spa_dat.transports.kafka.consuming._snapshot_file import SnapshotFile
@@ -45,6 +41,7 @@ from spa_dat.transports.kafka.producing._transactions import (
     TransactionalProducer,
     TransactionFailed,
 )
+from support.kafka_states import cluster_of, in_snapshot, snapshots_in
 
 TOPICS = {
     "work/{key}": KafkaTopic("work", key="key"),
@@ -97,12 +94,6 @@ def counting(
             state.text = "x" * 1_000_000
 
     return app
-
-
-def cluster_of(harness: Harness) -> Any:
-    bus: Any
-    (bus,) = harness._core.world.buses.values()
-    return bus.cluster
 
 
 def counts(harness: Harness, key: str = "a") -> list[int]:
@@ -216,6 +207,32 @@ def test_a_failed_attempt_leaves_state_and_bus_as_they_were() -> None:
         assert letter.payload == b"-1"
 
 
+def test_the_attempt_after_a_failed_one_has_the_state_of_before() -> None:
+    app, failures = application(), [ValueError("a bad day")]
+
+    @app.application(
+        "work/{key}",
+        per="key",
+        state=Count,
+        durable=True,
+        exactly_once=True,
+        retry=RetryPolicy(attempts=2, first=0.01),
+    )
+    async def work(number: int, key: str, state: Count, socket: Socket) -> None:
+        state.n += 1
+        if number == 2 and failures:
+            raise failures.pop()
+        await socket.publish(f"done/{key}", [number, state.n])
+
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        for number in (1, 2, 3):
+            harness.publish("work/a", number)
+        harness.settle()
+        assert harness.published("done/a") == [[1, 1], [2, 2], [3, 3]]
+        assert harness.dead_letters() == []
+
+
 def test_a_deleted_state_stays_deleted() -> None:
     with Harness(counting()) as harness:
         for number in (1, 2, -2):
@@ -318,24 +335,8 @@ def test_requests_are_answered_after_the_commit_and_not_to_the_own_partition() -
 def snapshots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Let applications have snapshots, which they have not in tests; return their folder."""
 
-    def surroundings(*given: Any) -> Surroundings:
-        return replace(Surroundings(*given), folder=lambda: tmp_path)
-
-    async def facts(client: Any, names: list[str]) -> dict[str, TopicFacts]:
-        # The simulated cluster has no ids.
-        leaders = dict.fromkeys(range(3), 0)
-        return {name: TopicFacts(f"id of {name}", True, leaders) for name in names}
-
-    monkeypatch.setattr(_buses, "Surroundings", surroundings)
-    monkeypatch.setattr(_units, "topic_facts", facts)
+    snapshots_in(tmp_path, monkeypatch)
     return tmp_path
-
-
-def in_snapshot(folder: Path, instance: int = 0) -> dict[bytes, int]:
-    """Return the counts that are in the file of an application that is not running."""
-    with contextlib.closing(sqlite3.connect(folder / f"app.{instance}.work.snapshot")) as database:
-        rows = database.execute("SELECT key, value FROM state").fetchall()
-    return {key: json.loads(value.partition(b"\n")[2])["n"] for key, value in rows}
 
 
 def test_states_that_went_are_in_the_snapshot_and_not_in_memory(
@@ -634,7 +635,6 @@ def test_without_reading_the_changelog_to_its_end_counts_would_be_wrong(
         ({"rewind_to": "2026-01-01T00:00Z"}, "rewind_to="),
         ({"subscription": "both"}, "subscription='both'"),
         ({"qos": 0}, "qos=0"),
-        ({"durable": Durable(ttl=5.0)}, "ttl=5.0"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], problem: str) -> None:

@@ -25,7 +25,8 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError, MessageTooLarge, PublishRefused, RemoteError
 from spa_dat.testing import Faults, Harness
-from spa_dat.transports.kafka.consuming._unit_tracker import RefusedOutcomes
+from spa_dat.transports._units import Outcome
+from spa_dat.transports.kafka.consuming._unit_tracker import Due, RefusedOutcomes
 from spa_dat.transports.kafka.consuming._units import Units
 from spa_dat.transports.kafka.producing._transactions import (
     Refusals,
@@ -392,7 +393,9 @@ def test_large_batches_are_taken_apart_to_find_what_is_refused() -> None:
     refused = RefusedOutcomes()
     errors = dict.fromkeys((2, 3), PublishRefused("one of them"))
     refused.add(Refusals(errors, certain=False), [10, 11, 11, 14])
-    assert refused.apart_until == 15
+    due = Due(15, True, [(14, Outcome())], {})
+    assert refused.apart(due)
+    assert not refused.apart(due._replace(outcomes=[(15, Outcome())]))
     assert refused.of(14) is None
     refused.add(Refusals({3: PublishRefused("this one")}, certain=True), [10, 11, 11, 14])
     known = refused.of(14)
@@ -402,7 +405,7 @@ def test_large_batches_are_taken_apart_to_find_what_is_refused() -> None:
     known = refused.of(14)
     assert known is not None
     assert known.letter_too
-    refused.forget_before(15)
+    refused.forget(due)
     assert refused.of(14) is None
 
 

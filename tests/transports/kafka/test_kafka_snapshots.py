@@ -453,8 +453,17 @@ class Reader:
         self.paused.append(place)
 
 
+def test_one_of_an_older_version_is_replaced(tmp_path: Path) -> None:
+    SnapshotFile(tmp_path / "file").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "file")) as database:
+        database.execute("PRAGMA user_version = 1")
+    file = SnapshotFile(tmp_path / "file")
+    assert "older version" in str(file.replaced)
+    file.close()
+
+
 def record(key: bytes, value: bytes) -> Any:
-    return SimpleNamespace(key=key, value=value)
+    return SimpleNamespace(key=key, value=value, headers=())
 
 
 async def test_a_partition_that_is_restored_knows_only_what_its_actor_commits() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,10 @@ from .._client_options import common_options, fetch_options, renewed_options
 from .._config import KafkaConfig
 from ._snapshots import PartitionStates, SnapshotLost
 
-__all__ = ["restore"]
+__all__ = ["restore", "wake_header"]
+
+# The header of a record that says when something is to be done with its key.
+_WAKE = "wake"
 
 _FETCHED = 8_388_608
 # The last poll brings nothing: what lies behind the last record is never handed out.
@@ -87,6 +91,22 @@ async def restore(
         await stop_consumer(reader, _STOP_TIMEOUT)
 
 
+def wake_header(wake: float | None) -> list[tuple[str, bytes | None]]:
+    """Return the headers of a record with whose key something is to be done at a time."""
+    return [] if wake is None else [(_WAKE, repr(wake).encode())]
+
+
+def _wake_in(headers: Sequence[tuple[str, bytes | None]]) -> float | None:
+    for name, value in headers:
+        if name == _WAKE and value is not None:
+            try:
+                wake = float(value)
+            except ValueError:
+                return None
+            return wake if math.isfinite(wake) else None
+    return None
+
+
 def _why_useless(known: PartitionStates, start: int, end: int, now: float) -> str | None:
     """Return why nothing can be read after what is known of a partition; None if it can."""
     if not known.position:
@@ -135,7 +155,8 @@ async def _read(
             apply = states[place.partition].apply
             for record in fetched.get(place, ()):
                 if record.key is not None:
-                    apply(record.key, record.value)
+                    wake = _wake_in(record.headers) if record.headers else None
+                    apply(record.key, record.value, wake)
         positions = [await reader.position(place) for place in left]
         check()
         moved = False

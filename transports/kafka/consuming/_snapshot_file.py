@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,16 +12,17 @@ from ..._sqlite_file import SqliteFile, remove_database
 __all__ = ["Place", "SnapshotFile"]
 
 _KIND = 0x5350534E
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = (
     """CREATE TABLE place (
         partition INTEGER PRIMARY KEY, topic TEXT NOT NULL, partitions INTEGER NOT NULL,
         position INTEGER NOT NULL, at REAL NOT NULL
     )""",
     """CREATE TABLE state (
-        partition INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL,
+        partition INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, wake REAL,
         PRIMARY KEY (partition, key)
     ) WITHOUT ROWID""",
+    "CREATE INDEX state_wake ON state (partition, wake) WHERE wake IS NOT NULL",
 )
 
 
@@ -125,22 +126,58 @@ class SnapshotFile:
 
         return self._file.transaction(select)
 
-    def write(self, partition: int, values: Mapping[bytes, bytes | None], place: Place) -> None:
+    def first_due(
+        self, partition: int, most: int, without: Collection[bytes]
+    ) -> Sequence[tuple[bytes, float]]:
+        """Return the keys in which something is to be done first, and when; raises sqlite3.Error.
+
+        Args:
+            partition: its number.
+            most: how many at the most.
+            without: keys that are left out.
+        """
+
+        def select(database: sqlite3.Connection) -> list[tuple[bytes, float]]:
+            found: list[tuple[bytes, float]] = []
+            for row in database.execute(
+                "SELECT key, wake FROM state WHERE partition = ? AND wake IS NOT NULL"
+                " ORDER BY wake",
+                (partition,),
+            ):
+                if row[0] not in without:
+                    found.append(row)
+                    if len(found) >= most:
+                        break
+            return found
+
+        return self._file.transaction(select)
+
+    def write(
+        self,
+        partition: int,
+        values: Mapping[bytes, bytes | None],
+        wakes: Mapping[bytes, float],
+        place: Place,
+    ) -> None:
         """Write what has changed up to a place.
 
         Args:
             partition: its number.
             values: by key; None for what is deleted.
+            wakes: when something is to be done with some of these keys, in seconds since 1970.
             place: where they are known up to.
 
         Raises:
             sqlite3.Error, OSError: it could not be written.
         """
         deleted = [(partition, key) for key, value in values.items() if value is None]
-        changed = [(partition, key, value) for key, value in values.items() if value is not None]
+        wake = wakes.get
+        changed = [
+            (partition, key, value, wake(key)) for key, value in values.items() if value is not None
+        ]
 
         def write(database: sqlite3.Connection) -> None:
-            database.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", changed)
+            database.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?)", changed)
             if deleted:
                 database.executemany("DELETE FROM state WHERE partition = ? AND key = ?", deleted)
             database.execute(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import sqlite3
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ _LAST_WRITE = 5.0
 # What is collected at the most before it is written, and before those who commit have to wait.
 _MANY_KEYS, _MOST_KEYS = 5_000, 20_000
 _MANY_BYTES, _MOST_BYTES = 4_194_304, 16_777_216
+# As many times that do not hold any more cost nothing.
+_FEW = 1_000
 
 
 class SnapshotLost(Exception):
@@ -49,6 +52,7 @@ class PartitionStates:
         partition: as given.
         values: by the keys, as they are in records: all there are without a snapshot; with one,
             those that are not written yet, None for one that was deleted.
+        wakes: when something is to be done with some of these keys, in seconds since 1970.
         position: the offset in the changelog up to which they are known.
         restored: whether that was its end when nobody else could write there any more.
         at: when the position was the end of the changelog, or reading it from its start began, in
@@ -60,6 +64,9 @@ class PartitionStates:
     def __init__(self, snapshot: Snapshot | None = None, partition: int = 0) -> None:
         self.partition = partition
         self.values: dict[bytes, bytes | None] = {}
+        self.wakes: dict[bytes, float] = {}
+        # A heap of the same, in which there may also be what does not hold any more.
+        self._order: list[tuple[float, bytes]] = []
         self.position = 0
         self.restored = False
         self.at = 0.0
@@ -81,8 +88,18 @@ class PartitionStates:
         """Whether so much is in memory that it has to be written before there is more."""
         return len(self.values) >= _MOST_KEYS or self.size >= _MOST_BYTES
 
-    def apply(self, key: bytes, value: bytes | None) -> None:
-        """Take notice of a record."""
+    def apply(self, key: bytes, value: bytes | None, wake: float | None = None) -> None:
+        """Take notice of a record.
+
+        Args:
+            key: its key.
+            value: what is kept of that; None for nothing.
+            wake: when something is to be done with it; None for never.
+        """
+        if wake is not None:
+            self._wake_at(key, wake)
+        elif self.wakes:
+            self.wakes.pop(key, None)
         if self.snapshot is not None:
             self.values[key] = value
             self.size += len(key) + (0 if value is None else len(value))
@@ -91,9 +108,18 @@ class PartitionStates:
         else:
             self.values[key] = value
 
+    def _wake_at(self, key: bytes, wake: float) -> None:
+        self.wakes[key] = wake
+        heapq.heappush(self._order, (wake, key))
+        if len(self._order) > 2 * len(self.wakes) + _FEW:
+            self._order = [(when, known) for known, when in self.wakes.items()]
+            heapq.heapify(self._order)
+
     def forget(self) -> None:
         """Know nothing any more."""
         self.values = {}
+        self.wakes = {}
+        self._order = []
         self.position = self.size = 0
         self.restored = False
         self.at = 0.0
@@ -104,6 +130,9 @@ class PartitionStates:
         for key, value in values.items():
             if self.values.get(key, self) is value:
                 del self.values[key]
+                self.wakes.pop(key, None)
+        if not self.wakes:
+            self._order.clear()
         self.size = sum(len(key) + len(value or b"") for key, value in self.values.items())
 
     async def load(self, key: str) -> bytes | None:
@@ -121,6 +150,41 @@ class PartitionStates:
         if snapshot is None or known in self.values:
             return self.values.get(known)
         return await snapshot.load(self.partition, known)
+
+    async def first_due(
+        self, most: int, without: Collection[bytes]
+    ) -> Sequence[tuple[bytes, float]]:
+        """Return the keys in which something is to be done first, and when, in that order.
+
+        Args:
+            most: how many at the most.
+            without: keys that are left out.
+
+        Raises:
+            StateNotWritten: they cannot be read at the moment.
+        """
+        found = self._first_in_memory(most, without)
+        snapshot = self.snapshot
+        if snapshot is None:
+            return found
+        # What is in memory may be written meanwhile.
+        rest = await snapshot.first_due(self.partition, most, {*self.values, *without})
+        return sorted((*found, *rest), key=lambda one: one[1])[:most]
+
+    def _first_in_memory(self, most: int, without: Collection[bytes]) -> list[tuple[bytes, float]]:
+        found: list[tuple[bytes, float]] = []
+        held: list[tuple[float, bytes]] = []
+        while self._order and len(found) < most:
+            entry = heapq.heappop(self._order)
+            wake, key = entry
+            if self.wakes.get(key) != wake or (held and held[-1] == entry):
+                continue
+            held.append(entry)
+            if key not in without:
+                found.append((key, wake))
+        for entry in held:
+            heapq.heappush(self._order, entry)
+        return found
 
 
 class Snapshot:
@@ -235,6 +299,15 @@ class Snapshot:
                 self._loading = self._loop.create_task(self._load())
         return await asyncio.shield(asked)
 
+    async def first_due(
+        self, partition: int, most: int, without: Collection[bytes]
+    ) -> Sequence[tuple[bytes, float]]:
+        """See `PartitionStates.first_due`."""
+        try:
+            return await self._use(lambda file: file.first_due(partition, most, without))
+        except SnapshotLost as error:
+            raise StateNotWritten(str(error)) from error
+
     async def _load(self) -> None:
         try:
             while self._loads:
@@ -301,10 +374,11 @@ class Snapshot:
         try:
             while self._round:
                 states = next(iter(self._round))
-                values, at = dict(states.values), Place(states.position, states.at)
+                values, wakes = dict(states.values), dict(states.wakes)
+                at = Place(states.position, states.at)
                 number = states.partition
                 try:
-                    await self._use(partial(_write, number, values, at))
+                    await self._use(partial(_write, number, values, wakes, at))
                 except SnapshotLost:
                     self._changed.clear()
                     return
@@ -378,6 +452,10 @@ def _load(
 
 
 def _write(
-    partition: int, values: Mapping[bytes, bytes | None], place: Place, file: SnapshotFile
+    partition: int,
+    values: Mapping[bytes, bytes | None],
+    wakes: Mapping[bytes, float],
+    place: Place,
+    file: SnapshotFile,
 ) -> None:
-    file.write(partition, values, place)
+    file.write(partition, values, wakes, place)

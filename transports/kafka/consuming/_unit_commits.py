@@ -17,6 +17,7 @@ from .._offset_notes import offset_note
 from .._records import Record
 from ..producing._transactions import Placed, TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
+from ._changelog import wake_header
 from ._snapshots import PartitionStates, SnapshotLost
 from ._unit_tracker import Due, RefusedOutcomes, UnitTracker, records_of
 
@@ -132,10 +133,7 @@ class UnitCommits:
     @property
     def pending(self) -> bool:
         """Whether something is settled and not committed."""
-        return any(
-            unit.task is not None or unit.tracker.commit_at > unit.tracker.committed
-            for unit in self._units
-        )
+        return any(unit.task is not None or unit.tracker.has_due for unit in self._units)
 
     # When.
 
@@ -175,7 +173,7 @@ class UnitCommits:
 
     def _done(self, unit: _Unit) -> None:
         unit.task = None
-        if unit.tracker.commit_at > unit.tracker.committed and not unit.failed:
+        if unit.tracker.has_due and not unit.failed:
             self._on_release()
 
     def _cancel_timer(self) -> None:
@@ -204,22 +202,24 @@ class UnitCommits:
         tracker = unit.tracker
         place = tracker.partition
         assignment, refusals = self._assignment, self._refusals[place]
-        records, offsets = records_of(due)
+        records, sources = records_of(due)
         placed = [Placed(record) for record in records]
-        for key, (offset, state) in due.states.items():
-            placed.append(Placed(Record(self._changelog, key, state, [], None), place.partition))
-            offsets.append(offset)
+        for key, (source, outcome) in due.states.items():
+            headers = wake_header(outcome.wake)
+            record = Record(self._changelog, key, outcome.value, headers, None)
+            placed.append(Placed(record, place.partition))
+            sources.append(source)
         note = offset_note(assignment.ids.get(place.topic), assignment.rewound.get(place))
         try:
             ends = await unit.producer.commit(
                 placed,
-                {place: OffsetAndMetadata(due.offset, note)},
-                apart=bool(due.outcomes) and due.outcomes[0][0] < refusals.apart_until,
+                {place: OffsetAndMetadata(due.offset, note)} if due.news else {},
+                apart=refusals.apart(due),
             )
         except TransactionFailed as error:
             unit.failed = True
             if error.refusals is not None:
-                refusals.add(error.refusals, offsets)
+                refusals.add(error.refusals, sources)
             self._fail(place, error)
             return
         self._stats["kafka.transactions"] += 1

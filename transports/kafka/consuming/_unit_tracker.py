@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from aiokafka.structs import TopicPartition
 
@@ -16,7 +16,10 @@ from ._assignment import Assignment
 from ._committable_offsets import PartitionTracker
 from ._snapshots import PartitionStates, key_bytes
 
-__all__ = ["Due", "RefusedOutcomes", "UnitTracker", "records_of"]
+__all__ = ["Due", "RefusedOutcomes", "Source", "UnitTracker", "records_of"]
+
+Source: TypeAlias = int | str
+"""What an outcome is of: the offset of a message, or the name of something that is no message."""
 
 # Bytes of outcomes that are not committed, from which on a commit does not wait, and nothing more
 # is fetched of the partition.
@@ -28,54 +31,81 @@ class RefusedOutcomes:
     """Which outcomes of one partition's messages were refused, for when the messages come again.
 
     It outlives assignments.
-
-    Attributes:
-        apart_until: before this offset each record is sent in a batch of its own, to find out which
-            one is refused.
     """
 
     def __init__(self) -> None:
-        self.apart_until = 0
-        self._known: dict[int, Refused] = {}
+        self._known: dict[Source, Refused] = {}
+        # What is sent in batches of its own to find out which record is refused: that of messages
+        # before an offset, and of what is no message.
+        self._apart_until = 0
+        self._apart: dict[str, None] = {}
 
-    def of(self, offset: int) -> Refused | None:
-        """Return why the outcome of the message at an offset was refused, if it was."""
-        return self._known.get(offset)
+    def of(self, source: Source) -> Refused | None:
+        """Return why an outcome was refused, if it was."""
+        return self._known.get(source) if self._known else None
 
-    def add(self, refusals: Refusals, offsets: list[int]) -> None:
+    def apart(self, due: Due) -> bool:
+        """Return whether each record is to be sent in a batch of its own."""
+        first = next((source for source, _ in due.outcomes if isinstance(source, int)), None)
+        if first is not None and first < self._apart_until:
+            return True
+        return bool(self._apart) and any(source in self._apart for source, _ in due.outcomes)
+
+    def add(self, refusals: Refusals, sources: list[Source]) -> None:
         """Note what was refused.
 
         Args:
             refusals: by the places of records.
-            offsets: by these places, the offset of the message that each record came of.
+            sources: by these places, what each record came of.
         """
         if not refusals.certain:
-            self.apart_until = max(offsets[place] for place in refusals.errors) + 1
+            for place in refusals.errors:
+                source = sources[place]
+                if isinstance(source, int):
+                    self._apart_until = max(self._apart_until, source + 1)
+                else:
+                    self._apart[source] = None
             return
-        news: dict[int, SpaDatError] = {}
+        news: dict[Source, SpaDatError] = {}
         for place, error in refusals.errors.items():
-            news.setdefault(offsets[place], error)
-        for offset, error in news.items():
-            self._known[offset] = Refused(error, letter_too=offset in self._known)
+            news.setdefault(sources[place], error)
+        for source, error in news.items():
+            self._known[source] = Refused(error, letter_too=source in self._known)
 
-    def forget_before(self, offset: int) -> None:
+    def forget(self, due: Due) -> None:
         """Forget what is committed."""
-        if self._known:
-            self._known = {at: why for at, why in self._known.items() if at >= offset}
+        if not self._known and not self._apart:
+            return
+        done = {source for source, _ in due.outcomes if isinstance(source, str)}
+        self._apart = {source: None for source in self._apart if source not in done}
+        self._known = {
+            source: why
+            for source, why in self._known.items()
+            if (source not in done if isinstance(source, str) else source >= due.offset)
+        }
 
 
 class Due(NamedTuple):
     """What is to be committed next of a partition.
 
     Attributes:
-        offset: the offset to commit.
-        outcomes: by the offsets of their messages, in order.
-        states: the last state of each key that has changed, and the offset of the message it is of.
+        offset: the offset up to which everything is settled.
+        news: whether that is to be committed, because it is not what is committed already.
+        outcomes: with what they are of, in order.
+        states: the last outcome of each key that has changed, and what it is of.
     """
 
     offset: int
-    outcomes: list[tuple[int, Outcome]]
-    states: dict[bytes, tuple[int, bytes | None]]
+    news: bool
+    outcomes: list[tuple[Source, Outcome]]
+    states: dict[bytes, tuple[Source, Outcome]]
+
+
+class _Own(NamedTuple):
+    """The outcome of something that is no message."""
+
+    outcome: Outcome
+    name: str
 
 
 class UnitTracker(PartitionTracker, Unit):
@@ -102,15 +132,16 @@ class UnitTracker(PartitionTracker, Unit):
     ) -> None:
         super().__init__(assignment, partition, on_room)
         self.states = states
-        # What is settled and not committed.
-        self._latest: dict[bytes, bytes | None] = {}
+        # What is settled and not committed: the last outcome of each key, and all of them.
+        self._latest: dict[bytes, Outcome] = {}
         self._outcomes: dict[int, Outcome] = {}
+        self._own: list[_Own] = []
         self._size = 0
         self._refusals = refusals
 
     def holds(self, records: int) -> bool:
         """As in `PartitionTracker`, counting also outcomes that are not committed."""
-        count = len(self._slots) + len(self._outcomes)
+        count = len(self._slots) + len(self._outcomes) + len(self._own)
         return count > records or (bool(count) and self._size > _MOST_BYTES)
 
     @property
@@ -133,17 +164,42 @@ class UnitTracker(PartitionTracker, Unit):
         """As in `PartitionTracker`."""
         outcome = self._outcomes.get(delivery.token) if self.states is not None else None
         if outcome is not None and outcome.key is not None:
-            self._latest[key_bytes(outcome.key)] = outcome.value
+            self._latest[key_bytes(outcome.key)] = outcome
+            outcome.after = delivery.token
             # What it would call keeps more objects alive than all else of it.
             outcome.dropped = ()
         super().settled(delivery)
+
+    def add(self, outcome: Outcome, key: str) -> None:
+        """See `Unit.add`."""
+        known = key_bytes(key)
+        before = self._latest.get(known)
+        if before is not None:
+            outcome.after = before.after
+        if outcome.key is not None:
+            self._latest[known] = outcome
+        outcome.size = _size_of(outcome)
+        self._size += outcome.size
+        self._own.append(_Own(outcome, ""))
+        assignment = self._assignment
+        assignment.released += 1
+        if assignment.released >= assignment.notify_at:
+            assignment.on_release()
+
+    async def first_due(self, most: int) -> Sequence[tuple[str, float]]:
+        """See `Unit.first_due`."""
+        states, assignment = self.states, self._assignment
+        if states is None or self.waits or not assignment.open or assignment.ended:
+            return ()
+        found = await states.first_due(most, self._latest.keys())
+        return [(key.decode("utf-8", "surrogatepass"), wake) for key, wake in found]
 
     async def load(self, key: str) -> bytes | None:
         """See `Unit.load`."""
         assert self.states is not None
         known = key_bytes(key)
         if known in self._latest:
-            return self._latest[known]
+            return self._latest[known].value
         return await self.states.load(key)
 
     async def peek(self, key: str) -> bytes | None:
@@ -155,33 +211,79 @@ class UnitTracker(PartitionTracker, Unit):
         """See `Unit.refused`."""
         return self._refusals.of(delivery.token)
 
+    @property
+    def has_due(self) -> bool:
+        """Whether something is settled and not committed."""
+        return self.commit_at > self.committed or any(map(self._is_ready, self._own))
+
+    def _is_ready(self, own: _Own) -> bool:
+        return own.outcome.after < max(self.commit_at, 0)
+
     def due(self, most: int) -> Due | None:
         """Take out what is settled and not committed, with at most so many outcomes."""
         until = self.commit_at
-        if until <= self.committed:
+        if until <= self.committed and not self._own:
             return None
         offsets = sorted(offset for offset in self._outcomes if offset < until)
         if len(offsets) > most:
             offsets = offsets[:most]
             until = offsets[-1] + 1
-        outcomes = [(offset, self._outcomes.pop(offset)) for offset in offsets]
+        outcomes: list[tuple[Source, Outcome]]
+        if self._own:
+            until, outcomes = self._with_own(offsets, until, most)
+            if until <= self.committed and not outcomes:
+                return None
+        else:
+            outcomes = [(offset, self._outcomes.pop(offset)) for offset in offsets]
         states = {
-            key_bytes(outcome.key): (offset, outcome.value)
-            for offset, outcome in outcomes
+            key_bytes(outcome.key): (source, outcome)
+            for source, outcome in outcomes
             if outcome.key is not None
         }
         self._size -= sum(outcome.size for _, outcome in outcomes)
-        return Due(until, outcomes, states)
+        return Due(until, until > max(self.committed, 0), outcomes, states)
+
+    def _with_own(
+        self, offsets: Sequence[int], until: int, most: int
+    ) -> tuple[int, list[tuple[Source, Outcome]]]:
+        """Take out outcomes of messages and others, each after what it comes after.
+
+        Args:
+            offsets: of messages, in order.
+            until: the offset before which messages are taken.
+            most: how many others at the most.
+
+        Returns:
+            the offset before which messages were taken, and the outcomes.
+        """
+        ready = sorted(
+            (own for own in self._own if own.outcome.after < max(until, 0)),
+            key=lambda own: own.outcome.after,
+        )
+        if len(ready) > most:
+            # What is settled after those that are left has to wait for them.
+            until = ready[most].outcome.after + 1
+            offsets = [offset for offset in offsets if offset < until]
+            del ready[most:]
+        taken = {id(own) for own in ready}
+        self._own = [own for own in self._own if id(own) not in taken]
+        placed: list[tuple[int, Source, Outcome]] = [
+            (offset, offset, self._outcomes.pop(offset)) for offset in offsets
+        ]
+        placed += [(own.outcome.after, own.name, own.outcome) for own in ready]
+        placed.sort(key=lambda one: one[0])
+        return until, [(source, outcome) for _, source, outcome in placed]
 
     def has_committed(self, due: Due) -> None:
         """Note that what was due is committed."""
-        self.committed = due.offset
-        for key, (_, state) in due.states.items():
+        if due.news:
+            self.committed = due.offset
+        for key, (_, outcome) in due.states.items():
             assert self.states is not None
-            self.states.apply(key, state)
-            if self._latest.get(key, state) is state:
-                self._latest.pop(key, None)
-        self._refusals.forget_before(due.offset)
+            self.states.apply(key, outcome.value, outcome.wake)
+            if self._latest.get(key) is outcome:
+                del self._latest[key]
+        self._refusals.forget(due)
         self._make_room()
 
 
@@ -190,13 +292,13 @@ def _size_of(outcome: Outcome) -> int:
     return size if outcome.value is None else size + len(outcome.value)
 
 
-def records_of(due: Due) -> tuple[list[Record], list[int]]:
-    """Return the records of what is due, and for each the offset of the message it came of."""
+def records_of(due: Due) -> tuple[list[Record], list[Source]]:
+    """Return the records of what is due, and for each what it came of."""
     records: list[Record] = []
-    offsets: list[int] = []
-    for offset, outcome in due.outcomes:
+    sources: list[Source] = []
+    for source, outcome in due.outcomes:
         for output in outcome.outputs:
             assert isinstance(output, Record)
             records.append(output)
-            offsets.append(offset)
-    return records, offsets
+            sources.append(source)
+    return records, sources

@@ -59,6 +59,7 @@ class Units:
         # Why the states of keys could not be read, as text.
         self._not_restored = ""
         self._keeps_states = subscription.keeps_states
+        self._on_restored = subscription.on_restored
         self._states: dict[TopicPartition, PartitionStates] = {}
         self._changelog = ""
         if subscription.keeps_states:
@@ -245,6 +246,11 @@ class Units:
         places = {place.partition: place for place in self._states}
         context = self._context
         backoff = context.config.backoff(context.surroundings.environment)
+
+        def restored(states: PartitionStates) -> None:
+            on_restored(places[states.partition])
+            self._on_restored()
+
         while True:
             left = {it.partition: it for it in self._states.values() if not it.restored}
             try:
@@ -255,7 +261,7 @@ class Units:
                     self._changelog,
                     left,
                     context.surroundings.environment.now(),
-                    lambda states: on_restored(places[states.partition]),
+                    restored,
                 )
                 return
             except SnapshotLost:

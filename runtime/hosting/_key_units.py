@@ -1,0 +1,62 @@
+"""The units that the keys of a durable actor belong to, on a bus with transactions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+
+from ..._limited_log import LimitedLog
+from ..._logs import get_logger
+from ...transports._units import Unit
+from ..routing._routed_deliveries import Route
+
+__all__ = ["KeyUnits"]
+
+_log = get_logger("spa_dat")
+
+
+class KeyUnits:
+    """The units of one actor that this instance has, which change with time.
+
+    Args:
+        routes: returns the routes to the actor.
+
+    Attributes:
+        log: where it is logged that nothing can be found in them.
+    """
+
+    def __init__(self, routes: Callable[[], Sequence[Route]]) -> None:
+        self._routes = routes
+        self._due: dict[str, Unit] = {}
+        self.log: LimitedLog = LimitedLog(_log)
+
+    def __iter__(self) -> Iterator[Unit]:
+        routers = dict.fromkeys(route.router for route in self._routes())
+        for router in routers:
+            for unit in router.trackers:
+                if isinstance(unit, Unit):
+                    yield unit
+
+    def tell(self, restored: Callable[[], None]) -> None:
+        """Have a function called whenever the states of a unit are known."""
+        for route in self._routes():
+            route.router.on_restored = restored
+
+    def look(self, most: int) -> asyncio.Future[Sequence[tuple[str, float]]]:
+        """Return the keys in which something is to be done first, and when, in that order."""
+        return asyncio.ensure_future(self._look(most))
+
+    async def _look(self, most: int) -> Sequence[tuple[str, float]]:
+        found: list[tuple[float, str]] = []
+        due: dict[str, Unit] = {}
+        for unit in tuple(self):
+            for key, when in await unit.first_due(most):
+                found.append((when, key))
+                due[key] = unit
+        self._due = due
+        found.sort()
+        return [(key, when) for when, key in found[:most]]
+
+    def of_due(self, key: str) -> Unit | None:
+        """Return the unit in which a key was found when it was looked last; None if it was not."""
+        return self._due.get(key)
