@@ -154,6 +154,8 @@ class Subscribing(Scenarios):
         await harness.cut()
         for inbox in inboxes.values():
             await harness.back(inbox)
+        # It is back before it has subscribed again.
+        await inboxes["always"].get(len(expected["always"]))
         await bus.publish(message("a/c", "end"), timeout=20)
         for kind, payloads in expected.items():
             await inboxes[kind].has("end")
