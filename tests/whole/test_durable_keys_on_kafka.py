@@ -440,6 +440,27 @@ def test_a_snapshot_that_fails_is_thrown_away_and_the_changelog_is_read(
     assert not (snapshots / "app.0.work.snapshot").exists()
 
 
+def test_a_snapshot_that_fails_while_states_are_restored_is_thrown_away_and_nothing_is_missing(
+    snapshots: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: SnapshotFile, partition: int) -> Any:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with Harness(counting(hot=1)) as harness:
+        for number in range(10):
+            harness.publish(f"work/k{number}", number)
+        harness.settle()
+        harness.stop()
+        monkeypatch.setattr(SnapshotFile, "place", fail)
+        harness.restart()
+        for number in range(10):
+            harness.publish(f"work/k{number}", number)
+        harness.settle()
+        assert all(counts(harness, f"k{number}") == [1, 2] for number in range(10))
+    (line,) = [one for one in caplog.messages if "is thrown away" in one]
+    assert "malformed" in line
+
+
 # States that take long to be read.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -293,6 +294,60 @@ async def test_it_goes_on_with_the_next_assignment() -> None:
     # Of the last one: nothing waits for them.
     for delivery in case.deliveries[:10]:
         delivery.settle()
+    await asyncio.sleep(1)
+    assert len(case.deliveries) == 20
+    await case.end()
+
+
+def while_paused(case: Case, happens: Callable[[], dict[TopicPartition, Any]]) -> None:
+    """Let something happen in the next poll over a window that is full."""
+    poll, left = case.library.getmany, [happens]
+
+    async def getmany(**options: int) -> dict[TopicPartition, Any]:
+        if case.library.is_paused and left:
+            return left.pop()()
+        return await poll(**options)
+
+    case.library.getmany = getmany  # type: ignore[method-assign]
+
+
+async def test_what_comes_although_all_is_paused_is_taken() -> None:
+    case = Case(10)
+    await asyncio.sleep(1)
+    while_paused(case, lambda: {PLACE: range(10, 11)})
+    await asyncio.sleep(7)
+    assert len(case.deliveries) == 11
+    assert case.library.is_paused
+    await case.end()
+
+
+async def test_what_is_settled_while_a_full_window_is_polled_over_makes_room() -> None:
+    def settle() -> dict[TopicPartition, Any]:
+        case.deliveries[0].settle()
+        return {}
+
+    case = Case(10)
+    await asyncio.sleep(1)
+    while_paused(case, settle)
+    await asyncio.sleep(7)
+    assert len(case.deliveries) == 11
+    await case.end()
+
+
+async def test_what_is_taken_away_while_a_full_window_is_polled_over_is_not_resumed() -> None:
+    def end() -> dict[TopicPartition, Any]:
+        assert case.assignment is not None
+        case.assignment.end()
+        return {}
+
+    case = Case(10)
+    await asyncio.sleep(1)
+    while_paused(case, end)
+    await asyncio.sleep(7)
+    # The next assignment decides about that.
+    assert case.library.is_paused
+    case.assign()
+    case.library.arrive()
     await asyncio.sleep(1)
     assert len(case.deliveries) == 20
     await case.end()

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+from collections import Counter
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.errors as kafka
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.record.util import calc_crc32c
 
-from spa_dat.errors import ConfigurationError, ConnectionLost
+from spa_dat.errors import ConfigurationError, ConnectFailed, ConnectionLost, TransportError
 from spa_dat.harness.kafka_cluster._record_batches import encode_record
 from spa_dat.harness.loop._network import ServerConnection
 from spa_dat.transports import Delivery, DeliveryState, KafkaTopic
 from spa_dat.transports._units import Outcome
+from spa_dat.transports.kafka._aiokafka_private import stop_consumer
 from spa_dat.transports.kafka._takeovers import Takeovers
-from spa_dat.transports.kafka.consuming import _partition_guard
+from spa_dat.transports.kafka._topic_facts import TopicFacts
+from spa_dat.transports.kafka.consuming import _commits, _partition_guard, _units
+from spa_dat.transports.kafka.consuming._assignment import Assignment
+from spa_dat.transports.kafka.consuming._changelog import restore
+from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 from spa_dat.transports.kafka.consuming._dispatcher import Dispatcher
+from spa_dat.transports.kafka.consuming._group_requests import commit, misassigned
+from spa_dat.transports.kafka.consuming._lag import lag_of
+from spa_dat.transports.kafka.consuming._partition_guard import PartitionGuard
+from spa_dat.transports.kafka.consuming._start_positions import recreated_since
 from spa_dat.transports.kafka.consuming._units import Units
+from spa_dat.transports.kafka.consuming._unreadable_reports import Troubles, Unreadable
+from spa_dat.transports.kafka.producing._topic_creation import Topics
 from spa_dat.transports.kafka.producing._transactions import (
     TransactionalProducer,
     TransactionFailed,
@@ -350,6 +366,18 @@ async def test_a_group_that_has_other_members_says_so_also_when_brokers_hang_at_
                 await starting
 
 
+@pytest.mark.parametrize("error", [AssertionError(), AttributeError("_state"), KeyError("a-0")])
+async def test_another_thread_may_ask_how_far_it_is_behind_while_partitions_go(
+    error: Exception,
+) -> None:
+    def gone(place: TopicPartition) -> int:
+        raise error
+
+    assignment, place = Assignment(1), TopicPartition("a", 0)
+    assignment.trackers[place] = PartitionTracker(assignment, place)
+    assert lag_of(assignment, SimpleNamespace(highwater=gone)) is None
+
+
 async def test_filters_may_change_before_the_start_and_not_after_the_end() -> None:
     with world() as here:
         here.cluster.create_topic("a")
@@ -540,3 +568,244 @@ async def test_a_transaction_that_takes_long_is_waited_for_without_blaming_a_han
             assert one.numbers == [*range(100)]
             assert one.stats["kafka.partitions_stuck"] == 0
     assert "is not settled" not in caplog.text
+
+
+# Starting, stopping, and what is fetched meanwhile.
+
+
+async def test_a_start_takes_as_long_as_the_group_waits_for_other_members() -> None:
+    with world() as here:
+        here.cluster.create_topic("a", 2)
+        options: dict[str, Any] = {"rebalance_timeout": 60.0, "session_timeout": 30.0}
+        async with taker(SERVER, "a", prefix="", settle=False, **options) as one:
+            publish(here, range(2))
+            first, _ = await one.get(2)
+            first.start()
+            async with taker(
+                SERVER, "a", prefix="", instance="1", start=False, start_timeout=1.0, **options
+            ) as two:
+                starting = asyncio.ensure_future(two.consumer.start())
+                await asyncio.sleep(10)
+                assert not starting.done()
+                first.settle()
+                await starting
+                assert (len(one.partitions), len(two.partitions)) == (1, 1)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("answered", range(9))
+async def test_whenever_brokers_begin_to_hang_while_it_starts_it_can_be_closed_at_once(
+    durable: bool, answered: int
+) -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        left = answered
+
+        def accept(connection: ServerConnection) -> None:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                here.cluster.accept(connection)
+
+        here.network.listen("kafka", 9092, accept)
+        async with taker(
+            SERVER, "a", prefix="", start=False, subscription={"durable": durable}
+        ) as one:
+            starting = asyncio.ensure_future(one.consumer.start())
+            await asyncio.sleep(0.5)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await one.consumer.close()
+            assert loop.time() - began < 7.0
+            await asyncio.wait((starting,))
+            error = starting.exception()
+            assert error is None or isinstance(error, ConnectionLost)
+
+
+async def test_what_comes_after_it_was_told_to_stop_is_left_to_others() -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(SERVER, "a", prefix="") as one:
+            publish(here, range(3))
+            await one.get(3)
+            one.consumer.stop_intake()
+            publish(here, range(3, 6))
+            await asyncio.sleep(5)
+            assert one.numbers == [0, 1, 2]
+            assert done(here) == 3
+        async with taker(SERVER, "a", prefix="", instance="1") as two:
+            await two.get(3)
+            assert two.numbers == [3, 4, 5]
+
+
+async def test_a_topic_that_is_gone_when_filters_change_is_waited_for() -> None:
+    with world() as here:
+        for name in "ab":
+            here.cluster.create_topic(name)
+        async with taker(SERVER, "a", prefix="", create_topics="own", start_timeout=2.0) as one:
+            here.cluster.delete_topic("a")
+            adding = asyncio.ensure_future(one.consumer.add_filter("b"))
+            await eventually(lambda: "'a'" in (trouble_of(one) or ""))
+            assert not adding.done()
+            here.cluster.create_topic("a")
+            await adding
+            await eventually(lambda: trouble_of(one) is None)
+            publish(here, range(1))
+            publish(here, range(1, 2), "b")
+            await eventually(lambda: sorted(one.numbers) == [0, 1])
+
+
+async def test_a_start_that_is_refused_for_a_while_fails_with_what_the_cluster_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise TransportError("the cluster says: not now")
+
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(SERVER, "a", prefix="", start=False, start_timeout=1.0) as one:
+            monkeypatch.setattr(Topics, "ensure", refuse)
+            with pytest.raises(ConnectFailed, match="the cluster says: not now"):
+                await one.consumer.start()
+
+
+@pytest.mark.parametrize("how", ["refused", "reassigned"])
+async def test_at_most_once_nothing_comes_twice_whatever_becomes_of_its_commit(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    left = [how]
+
+    async def failing(*arguments: Any) -> None:
+        if not left:
+            await commit(*arguments)
+        elif left.pop() == "refused":
+            raise kafka.UnknownError
+        else:
+            await commit(*arguments)
+            here.cluster.groups[GROUP].rebalance()
+            await asyncio.sleep(1)
+
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(SERVER, "a", prefix="", subscription={"qos": 0}) as one:
+            monkeypatch.setattr(_commits, "commit", failing)
+            publish(here, range(3))
+            await eventually(lambda: not left)
+            await asyncio.sleep(5)
+            publish(here, range(3, 6))
+            await one.has("5")
+            await eventually(lambda: done(here) == 6)
+            assert one.numbers == ([*range(6)] if how == "refused" else [3, 4, 5])
+
+
+async def test_what_is_fetched_while_states_are_restored_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commit, read, errors = TransactionalProducer.commit, restore, [OSError("cut")]
+    goes_on = asyncio.Event()
+
+    async def unsure(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
+        ends = await commit(self, *arguments, **more)
+        if errors:
+            # It is committed all the same.
+            raise TransactionFailed(errors.pop())
+        return ends
+
+    async def slowly(*arguments: Any) -> None:
+        if not errors:
+            await goes_on.wait()
+        await read(*arguments)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", unsure)
+    monkeypatch.setattr(_units, "restore", slowly)
+    with world() as here:
+        here.cluster.create_topic("a")
+        fields = {**TRANSACTIONAL, "keeps_states": True}
+        async with taker(SERVER, "a", prefix="", subscription=fields) as one:
+            publish(here, range(1))
+            await eventually(lambda: not errors)
+            await eventually(lambda: "restoring the states" in (trouble_of(one) or ""))
+            # The broker has been asked for it before the partition was paused.
+            publish(here, range(1, 2))
+            await asyncio.sleep(2)
+            assert one.numbers == [0]
+            goes_on.set()
+            await eventually(lambda: one.numbers == [0, 1])
+            await eventually(lambda: done(here) == 2)
+
+
+# Which topic of its name it is.
+
+
+def test_a_topic_that_had_only_just_been_created_is_not_taken_for_another_one() -> None:
+    assignment, place = Assignment(1), TopicPartition("a", 0)
+    tracker = assignment.trackers[place] = PartitionTracker(assignment, place)
+    # The broker that was asked did not know it yet.
+    assignment.ids = {"a": "", "b": "1"}
+    facts = {name: TopicFacts("1", readable=True, leaders={}) for name in "ab"}
+    assert recreated_since(assignment, facts) == []
+    assert assignment.ids == {"a": "1", "b": "1"}
+    # What was handed out was of one that did not exist any more then.
+    assignment.ids = {"a": "", "b": "1"}
+    tracker.first = 0
+    assert recreated_since(assignment, facts) == ["a"]
+
+
+async def test_nothing_is_taken_for_unassigned_where_a_group_has_not_settled() -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with here.consumer("a", group_id="one") as consumer:
+            await eventually(consumer.assignment)
+            assert await misassigned(consumer, "one") == []
+            # Nobody has anything of this group.
+            assert await misassigned(consumer, "other") == []
+
+
+# The guard of partitions that cannot be read.
+
+
+@contextlib.asynccontextmanager
+async def guarded(
+    *, passes_over: bool = False
+) -> AsyncIterator[tuple[Any, PartitionGuard, Troubles]]:
+    """Start a plain consumer of two partitions with a guard."""
+    with world() as here:
+        here.cluster.create_topic("a", 2)
+        consumer = AIOKafkaConsumer(bootstrap_servers=SERVER, enable_auto_commit=False)
+        troubles = Troubles("test", Counter())
+        guard = PartitionGuard(consumer, troubles, passes_over=passes_over)
+        try:
+            await consumer.start()
+            guard.start()
+            consumer.assign([TopicPartition("a", 0), TopicPartition("a", 1)])
+            yield consumer, guard, troubles
+        finally:
+            # Its own method may wait for ever for fetches of partitions that were taken away.
+            await stop_consumer(consumer, 3.0)
+
+
+DAMAGED = kafka.CorruptRecordException("checksum")
+
+
+async def test_what_comes_of_partitions_that_others_have_now_is_no_trouble() -> None:
+    here, others = TopicPartition("a", 0), TopicPartition("a", 1)
+    async with guarded() as (consumer, guard, troubles):
+        guard.note(here, Unreadable(DAMAGED, 0))
+        guard.note(others, Unreadable(DAMAGED, 0))
+        consumer.assign([here])
+        await guard.mend(lambda place: None)
+        guard.note(others, Unreadable(DAMAGED, 0))
+        assert [*troubles.known] == [*guard.held] == [here]
+        assert not guard.found
+
+
+async def test_what_is_passed_over_is_held_where_it_is_not_known_how_long_it_is() -> None:
+    known, unknown = TopicPartition("a", 0), TopicPartition("a", 1)
+    async with guarded(passes_over=True) as (_, guard, troubles):
+        guard.note(known, Unreadable(DAMAGED, 0, 7))
+        guard.note(unknown, Unreadable(DAMAGED, 0))
+        resumed: list[TopicPartition] = []
+        await guard.mend(resumed.append)
+        assert resumed == [known]
+        assert guard.position(known) == 7
+        assert [*troubles.known] == [*guard.held] == [unknown]

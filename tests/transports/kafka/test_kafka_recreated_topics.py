@@ -57,13 +57,12 @@ async def filled(kafka: Kafka, prefix: str, numbers: range) -> None:
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize("durable", [True, False])
-async def test_all_of_it_is_handled_though_the_old_one_had_as_many(
-    kafka: Kafka, durable: bool
-) -> None:
+@pytest.mark.parametrize("kind", ["durable", "transactional", "without a group"])
+async def test_all_of_it_is_handled_though_the_old_one_had_as_many(kafka: Kafka, kind: str) -> None:
+    durable = kind != "without a group"
     prefix = new_prefix()
     await create(kafka.server, f"{prefix}a")
-    fields = {"window": 1, "durable": durable}
+    fields = {"window": 1, "durable": durable, "transactional": kind == "transactional"}
     async with taker(kafka.server, "a", prefix=prefix, settle=False, subscription=fields) as inbox:
         await filled(kafka, prefix, range(20))
         for number in range(5):

@@ -327,10 +327,9 @@ class GroupMember(ConsumerSessions):
         """Rewind to records that come again: the library must not count them as handed out."""
         consumer = self._consumer
         for partition, records in fetched.items():
-            if partition in consumer.assignment():
-                consumer.seek(partition, records[0].offset)
-                if self._state is not SessionState.RECEIVING:
-                    pauses.pause(partition)
+            consumer.seek(partition, records[0].offset)
+            if self._state is not SessionState.RECEIVING:
+                pauses.pause(partition)
 
     async def _take_at_most_once(self, assignment: Assignment, fetched: Fetched) -> None:
         committer = self._rebalances.committer

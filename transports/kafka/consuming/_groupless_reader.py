@@ -71,10 +71,8 @@ class Reader(ConsumerSessions):
         separate_fetches(client_of(consumer))
         guard = self._guard = PartitionGuard(consumer, self._troubles)
         try:
-            if not await self._unless_interrupted(self._connect(consumer)):
+            if not await self._unless_interrupted(self._connect(consumer, guard)):
                 return
-            guard.start()
-            await self._check_rights(client_of(consumer))
             fetching = self._fetching(consumer, guard, self._pauses_for(consumer, guard))
             loop = asyncio.get_running_loop()
             while not self.closed:
@@ -91,9 +89,11 @@ class Reader(ConsumerSessions):
             await stop_consumer(consumer, _STOP_TIMEOUT)
             self._consumer = None
 
-    async def _connect(self, consumer: Any) -> None:
+    async def _connect(self, consumer: Any, guard: PartitionGuard) -> None:
         async with asyncio.timeout(self._config.connect_timeout):
             await consumer.start()
+            guard.start()
+            await self._check_rights(client_of(consumer))
 
     async def _look_around(self, consumer: Any) -> None:
         """Read all existing partitions of the wanted topics."""
@@ -151,8 +151,6 @@ class Reader(ConsumerSessions):
         for partition, records in fetched.items():
             if self._state is not SessionState.RECEIVING:
                 return
-            if partition not in self._places:
-                continue
             self._places[partition] = records[-1].offset + 1
             if self._at_most_once:
                 self._dispatcher.hand_out_untracked(self._assignment, records)
