@@ -271,19 +271,27 @@ async def test_a_state_that_is_not_where_its_key_belongs_is_refused(cluster: Clu
     assert "does not choose partitions as the Java client does" in await cluster.refused()
 
 
+@pytest.mark.parametrize("running", [True, False])
 async def test_what_changes_while_it_is_copied_is_not_taken_for_all(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, running: bool
 ) -> None:
     await cluster.grow()
-    commit = TransactionalProducer.commit
+    commit, member = TransactionalProducer.commit, cluster.member()
 
     async def change(self: TransactionalProducer, *given: Any, **options: Any) -> Any:
-        await cluster.send(cluster.old, {KEYS[0]: b"changed"}, BEFORE)
+        if running:
+            member.subscribe([cluster.topic])
+            await member.start()
+        else:
+            await cluster.send(cluster.old, {KEYS[0]: b"changed"}, BEFORE)
         return await commit(self, *given, **options)
 
     monkeypatch.setattr(TransactionalProducer, "commit", change)
-    with pytest.raises(TransportError, match="was changed while it was copied: delete"):
-        await cluster.copy()
+    try:
+        with pytest.raises(TransportError, match=r"was changed while it was copied.*: delete"):
+            await cluster.copy()
+    finally:
+        await member.stop()
 
 
 @pytest.mark.parametrize(

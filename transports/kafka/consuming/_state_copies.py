@@ -146,7 +146,13 @@ class _Copy:
                 f"there is no topic {self._topic!r} at {self._config.address}: give the one that"
                 " the new actor reads, by its name on the cluster"
             )
-        await self._check_members()
+        found = await self._members()
+        if found is not None:
+            raise ConfigurationError(
+                f"{found}: stop all instances of the application, and wait until their"
+                " session_timeout (30 s by default) is over, for which the cluster takes each of"
+                " them for a member after its end"
+            )
         await self._check_transactions(before)
         await self._end_predecessors(before)
         ends = await self._ends(_places(self._source, before))
@@ -161,11 +167,11 @@ class _Copy:
                 await producer.commit(
                     [Placed(Record(self._target, key, *states[key], None)) for key in chunk], {}
                 )
-            await self._check_members()
-            if await self._ends(ends) != ends:
+            if await self._members() or await self._ends(ends) != ends:
                 raise TransportError(
-                    f"{self._source!r} was changed while it was copied: delete {self._target!r},"
-                    " and begin again when no instance of the application is running"
+                    f"{self._source!r} was changed while it was copied, or an instance of the"
+                    f" application was started: delete {self._target!r}, and begin again when none"
+                    " is running"
                 )
             if offsets:
                 await producer.commit([], offsets)
@@ -180,15 +186,13 @@ class _Copy:
         counts = {name: len(partitions) for _, name, _, partitions in found}
         return [counts[name] for name in names]
 
-    async def _check_members(self) -> None:
+    async def _members(self) -> str | None:
+        """Return which of the two groups has members, as text; None if neither has."""
         for group in (self._old_group, self._new_group):
             state = await group_state(self._client, group)
             if state not in _NO_MEMBERS:
-                raise ConfigurationError(
-                    f"group {group!r} has members (it is {state!r}): stop all instances of the"
-                    " application, and wait until their session_timeout (30 s by default) is over,"
-                    " for which the cluster takes each of them for a member after its end"
-                )
+                return f"group {group!r} has members (it is {state!r})"
+        return None
 
     async def _check_transactions(self, count: int) -> None:
         places = _places(self._source, count)
