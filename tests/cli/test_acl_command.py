@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from spa_dat import DistributedApplication, SocketProviderFactory
+from spa_dat import DistributedApplication, KafkaConfig, SocketProviderFactory
 from spa_dat._pytest import require
 from spa_dat.cli._main import main
 from spa_dat.errors import NotAuthorised
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.testing import Kafka, Mosquitto
 from support.kafka_bus import create, new_prefix
+from support.left_states import KEYS, LeftStates
 from support.waiting import eventually
 
 SOURCE = """
@@ -265,6 +266,16 @@ async def test_an_application_can_live_with_the_rules_for_mosquitto(
             await lives(file, f"mqtt://ann:secret@{place}", outside.socket().publish)
 
 
+def grant(broker: Kafka, lines: list[str]) -> None:
+    """Give ann the rights in the commands for an administrator."""
+    for line in lines:
+        found = re.search(r"--operation (\w+) --([\w-]+) (\S+)( --res.* prefixed)?$", line)
+        if found is not None:
+            name = found[3] + ("*" if found[4] else "")
+            operation = re.sub("(?<=[a-z])(?=[A-Z])", "_", found[1]).upper()
+            broker.grant("ann", operation, found[2].upper().replace("-", "_"), name)
+
+
 @pytest.mark.kafka
 @pytest.mark.parametrize(
     ("wire", "once"), [("cloudevents", False), ("spa-dat", False), ("cloudevents", True)]
@@ -285,12 +296,40 @@ async def test_an_application_can_live_with_the_rules_for_kafka(
             f"kafka://ann:secret@{broker.host}:{broker.sasl_port}"
             f"?allow_plain_password=true&prefix={prefix}&wire={wire}"
         )
-        for line in shown("--url", url, "--publish", "alarm/+", "--publish", "plant-double"):
-            found = re.search(r"--operation (\w+) --([\w-]+) (\S+)( --res.* prefixed)?$", line)
-            if found is not None:
-                name = found[3] + ("*" if found[4] else "")
-                kind = found[2].upper().replace("-", "_")
-                broker.grant("ann", found[1].upper(), kind, name)
+        grant(broker, shown("--url", url, "--publish", "alarm/+", "--publish", "plant-double"))
         outside = DistributedApplication(f"{broker.url}?prefix={prefix}")
         async with outside:
             await lives(file, url, outside.socket().publish)
+
+
+COPIED = """
+from spa_dat import DistributedApplication, KafkaConfig, KafkaTopic
+
+topics = {"plant/{machine}": KafkaTopic("numbers", key="machine")}
+app = DistributedApplication(KafkaConfig("k1", topics=topics), name="app")
+
+@app.application("plant/{machine}", per="machine", state=dict[str, int], durable=True)
+async def new(payload: bytes) -> None: ...
+"""
+
+
+@pytest.mark.kafka
+async def test_whoever_runs_an_application_may_copy_its_states(
+    file: Path, shown: Callable[..., list[str]]
+) -> None:
+    require(Kafka)
+    file.write_text(COPIED)
+    with Kafka(sasl_users={"ann": "secret"}) as broker:
+        config = KafkaConfig(
+            f"{broker.host}:{broker.sasl_port}",
+            username="ann",
+            password="secret",
+            allow_plain_password=True,
+        )
+        left = LeftStates(broker.server, "", config)
+        await left.fill()
+        await left.grow()
+        with pytest.raises(NotAuthorised):
+            await left.copy()
+        grant(broker, shown())
+        assert (await left.copy()).written == len(KEYS)

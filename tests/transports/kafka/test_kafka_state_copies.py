@@ -4,112 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import NewPartitions
 from aiokafka.structs import TopicPartition
 
-from spa_dat import KafkaConfig
 from spa_dat.errors import ConfigurationError, TransportError
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka._partitioner import hash_of
 from spa_dat.transports.kafka._records import Record
 from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.consuming import _state_copies
-from spa_dat.transports.kafka.consuming._state_copies import CopiedStates, copy_states
 from spa_dat.transports.kafka.producing._topic_creation import Topics
 from spa_dat.transports.kafka.producing._transactions import (
     Placed,
     TransactionalProducer,
     TransactionFailed,
 )
-from support.kafka_bus import admin, create, new_prefix, read, settings
-from support.waiting import eventually
+from support.kafka_bus import create, new_prefix, read, settings
+from support.left_states import AFTER, BEFORE, HEADERS, KEYS, LeftStates
 
 pytestmark = pytest.mark.kafka
 
-BEFORE, AFTER = 3, 5
-HEADERS = [("header", b"1")]
-KEYS = [b"%d" % number for number in range(30)]
-
-
-class Cluster:
-    """A topic, and what an actor has left behind that has read all of it.
-
-    Args:
-        kafka: the broker.
-    """
-
-    def __init__(self, kafka: Kafka) -> None:
-        self.server = kafka.server
-        self.prefix = new_prefix()
-        self.topic = f"{self.prefix}numbers"
-        self.group = f"{self.prefix}app.old"
-        self.old, self.new = (f"{self.prefix}_spa.state.app.{name}" for name in ("old", "new"))
-        self.config = KafkaConfig(kafka.server, prefix=self.prefix)
-
-    async def fill(self) -> None:
-        """Let there be a message and a state of each key, and a state that was deleted."""
-        await create(self.server, self.topic, BEFORE)
-        await create(self.server, self.old, BEFORE, cleanup_policy="compact")
-        await self.send(self.topic, dict.fromkeys(KEYS, b"1"), BEFORE)
-        await self.send(self.old, dict.fromkeys(KEYS, b"first"), BEFORE)
-        await self.send(self.old, {b"gone": b"state"}, BEFORE)
-        await self.send(self.old, {b"gone": None}, BEFORE)
-        await self.send(self.old, {key: b"{}\n%b" % key for key in KEYS}, BEFORE)
-        await self.commit(range(BEFORE))
-
-    async def send(self, topic: str, values: dict[bytes, bytes | None], count: int) -> None:
-        async with AIOKafkaProducer(bootstrap_servers=self.server) as producer:
-            for key, value in values.items():
-                await producer.send_and_wait(
-                    topic, value, key, partition=hash_of(key) % count, headers=HEADERS
-                )
-
-    async def commit(self, partitions: Iterable[int]) -> None:
-        """Commit the ends of partitions, as the actor that has read them."""
-        async with self.member() as consumer:
-            places = [TopicPartition(self.topic, number) for number in partitions]
-            consumer.assign(places)
-            await consumer.commit(await consumer.end_offsets(places))
-
-    def member(self) -> Any:
-        return AIOKafkaConsumer(
-            bootstrap_servers=self.server, group_id=self.group, enable_auto_commit=False
-        )
-
-    async def grow(self) -> None:
-        """Give the topic more partitions."""
-        async with admin(self.server) as client:
-            await client.create_partitions({self.topic: NewPartitions(AFTER)})
-
-        async def has_grown() -> bool:
-            return (await settings(self.server, self.topic))[0] == AFTER
-
-        await eventually(has_grown)
-
-    async def copy(self, **options: str) -> CopiedStates:
-        given = {"application": "app", "actor": "old", "to": "new", "topic": self.topic}
-        return await copy_states(self.config, **(given | options))
-
-    async def refused(self, **options: str) -> str:
-        """Copy, which is refused; return why."""
-        with pytest.raises(ConfigurationError) as raised:
-            await self.copy(**options)
-        return str(raised.value)
-
 
 @pytest.fixture
-def cluster(kafka: Kafka) -> Cluster:
-    cluster = Cluster(kafka)
+def cluster(kafka: Kafka) -> LeftStates:
+    cluster = LeftStates(kafka.server, new_prefix())
     asyncio.run(cluster.fill())
     return cluster
 
 
-async def states(cluster: Cluster) -> dict[bytes, tuple[int, bytes]]:
+async def states(cluster: LeftStates) -> dict[bytes, tuple[int, bytes]]:
     """Return where the copied states are, and what they are; no key has several records."""
     found: dict[bytes, tuple[int, bytes]] = {}
     places = [TopicPartition(cluster.new, number) for number in range(AFTER)]
@@ -130,7 +56,7 @@ async def states(cluster: Cluster) -> dict[bytes, tuple[int, bytes]]:
     return found
 
 
-async def test_each_state_is_where_the_messages_of_its_key_go_now(cluster: Cluster) -> None:
+async def test_each_state_is_where_the_messages_of_its_key_go_now(cluster: LeftStates) -> None:
     await cluster.grow()
     done = await cluster.copy()
     assert done == (len(KEYS), len(KEYS), cluster.old, cluster.new, BEFORE, AFTER)
@@ -142,7 +68,7 @@ async def test_each_state_is_where_the_messages_of_its_key_go_now(cluster: Clust
     assert len(await states(cluster)) == len(KEYS)
 
 
-async def test_the_new_actor_goes_on_where_the_old_one_has_ended(cluster: Cluster) -> None:
+async def test_the_new_actor_goes_on_where_the_old_one_has_ended(cluster: LeftStates) -> None:
     await cluster.grow()
     await cluster.copy()
     cluster.group = f"{cluster.prefix}app.new"
@@ -158,7 +84,7 @@ async def test_the_new_actor_goes_on_where_the_old_one_has_ended(cluster: Cluste
     assert "app.new' has handled messages already" in await cluster.refused()
 
 
-async def test_another_topic_is_read_from_its_start(cluster: Cluster) -> None:
+async def test_another_topic_is_read_from_its_start(cluster: LeftStates) -> None:
     await create(cluster.server, f"{cluster.topic}.more", AFTER)
     assert (await cluster.copy(topic=f"{cluster.topic}.more")).after == AFTER
     cluster.group = f"{cluster.prefix}app.new"
@@ -169,7 +95,7 @@ async def test_another_topic_is_read_from_its_start(cluster: Cluster) -> None:
 
 
 async def test_a_copy_that_has_failed_is_begun_again(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: LeftStates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grow()
     monkeypatch.setattr(_state_copies, "_MOST_RECORDS", 8)
@@ -189,7 +115,7 @@ async def test_a_copy_that_has_failed_is_begun_again(
     assert len(await states(cluster)) == len(KEYS)
 
 
-async def test_a_group_with_members_is_refused(cluster: Cluster) -> None:
+async def test_a_group_with_members_is_refused(cluster: LeftStates) -> None:
     await cluster.grow()
     for group in (cluster.group, f"{cluster.prefix}app.new"):
         consumer = AIOKafkaConsumer(cluster.topic, bootstrap_servers=cluster.server, group_id=group)
@@ -198,7 +124,7 @@ async def test_a_group_with_members_is_refused(cluster: Cluster) -> None:
     await cluster.copy()
 
 
-async def test_an_open_transaction_is_refused(cluster: Cluster) -> None:
+async def test_an_open_transaction_is_refused(cluster: LeftStates) -> None:
     await cluster.grow()
     identifier = f"{cluster.group}.0"
     async with AIOKafkaProducer(
@@ -212,7 +138,7 @@ async def test_an_open_transaction_is_refused(cluster: Cluster) -> None:
 
 
 async def test_whoever_comes_back_from_a_suspension_commits_nothing_any_more(
-    cluster: Cluster,
+    cluster: LeftStates,
 ) -> None:
     await cluster.grow()
     topics = Topics(cluster.config, Names(cluster.config), "test")
@@ -229,7 +155,7 @@ async def test_whoever_comes_back_from_a_suspension_commits_nothing_any_more(
     assert raised.value.fenced
 
 
-async def test_a_target_with_something_else_is_refused(cluster: Cluster) -> None:
+async def test_a_target_with_something_else_is_refused(cluster: LeftStates) -> None:
     await cluster.grow()
     await create(cluster.server, cluster.new, AFTER, cleanup_policy="compact")
     await cluster.send(cluster.new, {b"7": b"another"}, AFTER)
@@ -238,14 +164,14 @@ async def test_a_target_with_something_else_is_refused(cluster: Cluster) -> None
     assert len(await read(cluster.server, cluster.new, 1)) == 1
 
 
-async def test_a_target_with_other_partitions_is_refused(cluster: Cluster) -> None:
+async def test_a_target_with_other_partitions_is_refused(cluster: LeftStates) -> None:
     await cluster.grow()
     await create(cluster.server, cluster.new, AFTER + 1, cleanup_policy="compact")
     assert f"has {AFTER + 1} partitions, and " in await cluster.refused()
 
 
 async def test_what_is_not_handled_and_would_be_without_its_state_is_refused(
-    cluster: Cluster,
+    cluster: LeftStates,
 ) -> None:
     moved = next(key for key in KEYS if hash_of(key) % BEFORE != hash_of(key) % AFTER)
     await cluster.send(cluster.topic, {moved: b"2"}, BEFORE)
@@ -258,14 +184,16 @@ async def test_what_is_not_handled_and_would_be_without_its_state_is_refused(
     await cluster.copy()
 
 
-async def test_nothing_may_be_left_in_a_topic_that_is_not_read_any_more(cluster: Cluster) -> None:
+async def test_nothing_may_be_left_in_a_topic_that_is_not_read_any_more(
+    cluster: LeftStates,
+) -> None:
     await create(cluster.server, f"{cluster.topic}.more", AFTER)
     await cluster.send(cluster.topic, {KEYS[0]: b"2"}, BEFORE)
     refusal = await cluster.refused(topic=f"{cluster.topic}.more")
     assert "is not handled yet: stop all senders" in refusal
 
 
-async def test_a_state_that_is_not_where_its_key_belongs_is_refused(cluster: Cluster) -> None:
+async def test_a_state_that_is_not_where_its_key_belongs_is_refused(cluster: LeftStates) -> None:
     await cluster.send(cluster.old, dict.fromkeys(KEYS, b"elsewhere"), 1)
     await cluster.grow()
     assert "does not choose partitions as the Java client does" in await cluster.refused()
@@ -273,7 +201,7 @@ async def test_a_state_that_is_not_where_its_key_belongs_is_refused(cluster: Clu
 
 @pytest.mark.parametrize("running", [True, False])
 async def test_what_changes_while_it_is_copied_is_not_taken_for_all(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, running: bool
+    cluster: LeftStates, monkeypatch: pytest.MonkeyPatch, running: bool
 ) -> None:
     await cluster.grow()
     commit, member = TransactionalProducer.commit, cluster.member()
@@ -302,7 +230,7 @@ async def test_what_changes_while_it_is_copied_is_not_taken_for_all(
     ],
 )
 async def test_what_is_not_there_is_named(
-    cluster: Cluster, options: dict[str, str], problem: str
+    cluster: LeftStates, options: dict[str, str], problem: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         await cluster.copy(**options)
@@ -310,7 +238,7 @@ async def test_what_is_not_there_is_named(
 
 
 async def test_an_actor_that_has_handled_nothing_is_refused(kafka: Kafka) -> None:
-    cluster = Cluster(kafka)
+    cluster = LeftStates(kafka.server, new_prefix())
     await create(cluster.server, cluster.topic, AFTER)
     await create(cluster.server, cluster.old, BEFORE)
     assert "app.old' has committed nothing" in await cluster.refused()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import aiokafka.errors as kafka
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -26,7 +27,7 @@ from .._aiokafka_private import (
 )
 from .._client_options import common_options, fetch_options, renewed_options
 from .._config import KafkaConfig
-from .._errors import connect_problem, describe
+from .._errors import connect_problem, describe, translate
 from .._offset_notes import offset_note
 from .._partitioner import hash_of
 from .._reachability import reach
@@ -182,8 +183,13 @@ class _Copy:
     # What has to be the case.
 
     async def _counts(self, *names: str) -> list[int]:
-        found = await find_topics(self._client, names)
-        counts = {name: len(partitions) for _, name, _, partitions in found}
+        """Return how many partitions topics have; 0 for one that does not exist."""
+        counts: dict[str, int] = {}
+        for code, name, _, partitions in await find_topics(self._client, names):
+            error = kafka.for_code(code)
+            if error not in (kafka.NoError, kafka.UnknownTopicOrPartitionError):
+                raise translate(error(), f"topic {name!r}")
+            counts[name] = len(partitions)
         return [counts[name] for name in names]
 
     async def _members(self) -> str | None:
