@@ -64,7 +64,7 @@ class Concurrency(Scenarios):
             await gate.reached(4)
             assert len(begun) == 4
             gate.open()
-            await eventually(lambda: len(set(done)) == 60, 30.0)
+            await eventually(lambda: len(set(done)) == 60, 60.0)
         assert all(numbers == sorted(numbers) for numbers in first_of_each(begun).values())
 
     @scenario
@@ -85,10 +85,10 @@ class Concurrency(Scenarios):
             await post(app, range(1, 61))
             # Other keys may share the stuck one's lane, but not all of them do.
             if harness.sends_on:
-                await eventually(lambda: len(set(done)) >= 20, 30.0)
+                await eventually(lambda: len(set(done)) >= 20, 60.0)
             assert not [number for number in done if number % len(KEYS) == 0]
             gate.open()
-            await eventually(lambda: len(set(done)) == 61, 30.0)
+            await eventually(lambda: len(set(done)) == 61, 60.0)
 
     @scenario
     async def test_cuts_and_stops_while_lanes_run_lose_nothing(
@@ -136,14 +136,14 @@ class Concurrency(Scenarios):
 
         async with app:
             await post(app, range(60))
-            await eventually(lambda: sum(map(len, calls)) == 60, 30.0)
+            await eventually(lambda: sum(map(len, calls)) == 60, 60.0)
         assert [number for numbers in calls for number in numbers] == list(range(60))
         assert max(map(len, calls)) == 25
         handled = len(calls)
         # What was settled together does not come again.
         async with app:
             await post(app, range(60, 85))
-            await eventually(lambda: sum(map(len, calls)) == 85, 30.0)
+            await eventually(lambda: sum(map(len, calls)) == 85, 60.0)
         assert [number for numbers in calls[handled:] for number in numbers] == list(range(60, 85))
         assert len(calls) == handled + 1 or not harness.sends_on
 
@@ -165,8 +165,8 @@ class Concurrency(Scenarios):
             socket = app.socket()
             for payload in ("1", "two", "3", "4", "5"):
                 await socket.publish("work", payload)
-            await eventually(lambda: app.stats["dead_letters.stored"] == 2, 30.0)
-            await eventually(lambda: sum(map(len, calls)) == 3, 30.0)
+            await eventually(lambda: app.stats["dead_letters.stored"] == 2, 60.0)
+            await eventually(lambda: sum(map(len, calls)) == 3, 60.0)
         assert sorted(number for numbers in calls for number in numbers) == ["1", "4", "5"]
 
     @scenario

@@ -84,15 +84,15 @@ class Inbox:
         """The payloads of everything that has arrived."""
         return [delivery.envelope.payload.decode() for delivery in self.deliveries]
 
-    async def get(self, count: int, timeout: float = 15.0) -> list[Delivery]:
+    async def get(self, count: int, timeout: float = 60.0) -> list[Delivery]:
         """Wait until so many messages have arrived in total, for at most ``timeout`` seconds."""
         await eventually(lambda: len(self.deliveries) >= count, timeout)
         return self.deliveries
 
-    async def has(self, payload: str, timeout: float = 15.0) -> None:
+    async def has(self, payload: str, timeout: float = 60.0) -> None:
         """Wait until a message with this payload has arrived, for at most ``timeout`` seconds."""
         await eventually(lambda: payload in self.payloads, timeout)
 
     async def back(self, times: int = 1, since: int = 0) -> None:
         """Wait until it was resumed so many times, not counting the first ``since`` events."""
-        await eventually(lambda: len(self.events) - since >= 2 * times, 20.0)
+        await eventually(lambda: len(self.events) - since >= 2 * times, 60.0)

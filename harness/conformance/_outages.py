@@ -57,9 +57,9 @@ class Outages(Scenarios):
         consumer = (await harness.inbox(bus, "a")).consumer
         assert (bus.trouble, consumer.trouble) == (None, None)
         await harness.go_away()
-        await eventually(lambda: bus.trouble and consumer.trouble, 30)
+        await eventually(lambda: bus.trouble and consumer.trouble, 60.0)
         await harness.come_back()
-        await eventually(lambda: bus.trouble is None and consumer.trouble is None, 30)
+        await eventually(lambda: bus.trouble is None and consumer.trouble is None, 60.0)
 
     @scenario
     async def test_connected_follows_the_connection(self, harness: TransportHarness) -> None:
@@ -121,7 +121,7 @@ class Outages(Scenarios):
             if index % 200 == 100:
                 await harness.cut()
         await asyncio.wait_for(asyncio.gather(*futures), 30)
-        await eventually(lambda: len(set(inbox.payloads)) == 600, 20)
+        await eventually(lambda: len(set(inbox.payloads)) == 600, 60.0)
         first_seen = list(dict.fromkeys(inbox.payloads))
         assert first_seen == [str(number) for number in range(600)]
 

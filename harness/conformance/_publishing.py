@@ -55,7 +55,7 @@ class Publishing(Scenarios):
     async def test_a_published_message_arrives(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/boiler")
-        await bus.publish(Envelope(topic="plant/boiler", payload=b"21.5"), timeout=10)
+        await bus.publish(Envelope(topic="plant/boiler", payload=b"21.5"), timeout=60)
         (delivery,) = await inbox.get(1)
         envelope = delivery.envelope
         assert (envelope.topic, envelope.payload) == ("plant/boiler", b"21.5")
@@ -79,7 +79,7 @@ class Publishing(Scenarios):
             response_topic="plant/answers",
             correlation=b"\x00\xff17",
         )
-        await bus.publish(sent, timeout=10)
+        await bus.publish(sent, timeout=60)
         (delivery,) = await inbox.get(1)
         got = delivery.envelope
         for field in ("topic", "payload", "content_type", "id", "source", "type", "key"):
@@ -101,7 +101,7 @@ class Publishing(Scenarios):
             "correlationid": "txn-7",
             "causationid": "A234",
         }
-        await bus.publish(Envelope(topic="plant/x", headers=headers), timeout=10)
+        await bus.publish(Envelope(topic="plant/x", headers=headers), timeout=60)
         (delivery,) = await inbox.get(1)
         assert dict(delivery.envelope.headers) == headers
 
@@ -116,13 +116,13 @@ class Publishing(Scenarios):
         for text in _UNUSUAL:
             envelope = _with_text(field, text)
             try:
-                await bus.publish(envelope, timeout=10)
+                await bus.publish(envelope, timeout=60)
             except (ConfigurationError, MessageError, MessageTooLarge):
                 # Refused before anything was written, so other users of the bus do not notice.
                 continue
             sent.append(envelope)
         assert bus.connected
-        await bus.publish(Envelope(topic="plant/x", payload=b"last"), timeout=10)
+        await bus.publish(Envelope(topic="plant/x", payload=b"last"), timeout=60)
         deliveries = await inbox.get(len(sent) + 1)
         assert deliveries[-1].envelope.payload == b"last"
         for delivery, envelope in zip(deliveries, sent, strict=False):
@@ -135,7 +135,7 @@ class Publishing(Scenarios):
     async def test_what_was_not_sent_is_absent(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
-        await bus.publish(Envelope(topic="plant/x"), timeout=10)
+        await bus.publish(Envelope(topic="plant/x"), timeout=60)
         (delivery,) = await inbox.get(1)
         got = delivery.envelope
         assert got.payload == b""
@@ -158,17 +158,17 @@ class Publishing(Scenarios):
     @scenario
     async def test_a_message_for_nobody_is_confirmed(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
-        await bus.publish(Envelope(topic="nobody/listens"), timeout=10)
+        await bus.publish(Envelope(topic="nobody/listens"), timeout=60)
 
     @scenario
     async def test_a_request_for_nobody_fails_at_once(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         request = Envelope(topic="nobody/listens", response_topic=bus.reply_address("ab"))
         if not harness.tells_no_responder:
-            await bus.publish(request, timeout=10)
+            await bus.publish(request, timeout=60)
             return
         with pytest.raises(NoResponder, match="nobody/listens"):
-            await bus.publish(request, timeout=10)
+            await bus.publish(request, timeout=60)
 
     @scenario
     async def test_an_oversized_payload_is_refused_before_it_is_sent(
@@ -181,8 +181,8 @@ class Publishing(Scenarios):
         with pytest.raises(MessageTooLarge, match=r"plant/x.*1001.*1000"):
             bus.post(large)
         with pytest.raises(MessageTooLarge):
-            await bus.publish(large, timeout=10)
-        await bus.publish(Envelope(topic="plant/x", payload=b"x" * 1000), timeout=10)
+            await bus.publish(large, timeout=60)
+        await bus.publish(Envelope(topic="plant/x", payload=b"x" * 1000), timeout=60)
         await inbox.get(1)
 
     @pytest.mark.parametrize("topic", ["", "plant/+", "plant/#", "$SYS/x", "a\0"])
@@ -194,10 +194,10 @@ class Publishing(Scenarios):
         with pytest.raises(ConfigurationError):
             bus.post(Envelope(topic=topic))
         with pytest.raises(ConfigurationError):
-            await bus.publish(Envelope(topic=topic), timeout=10)
+            await bus.publish(Envelope(topic=topic), timeout=60)
         with pytest.raises(ConfigurationError, match="qos=2"):
             bus.post(Envelope(topic="plant/x", qos=2))
-        await bus.publish(Envelope(topic="plant/x"), timeout=10)
+        await bus.publish(Envelope(topic="plant/x"), timeout=60)
 
     @scenario
     async def test_a_full_outbox_refuses_at_once(self, harness: TransportHarness) -> None:
@@ -223,7 +223,7 @@ class Publishing(Scenarios):
         cancelled = bus.post(Envelope(topic="plant/x", payload=b"cancelled"))
         assert cancelled.cancel()
         await harness.come_back()
-        await bus.publish(Envelope(topic="plant/x", payload=b"next"), timeout=20)
+        await bus.publish(Envelope(topic="plant/x", payload=b"next"), timeout=60)
         await inbox.get(1)
         assert inbox.payloads == ["next"]
 
@@ -259,7 +259,7 @@ class Publishing(Scenarios):
             response_topic="plant/answers",
             expiry=1.0,
         )
-        await bus.park(letter, timeout=10)
+        await bus.park(letter, timeout=60)
         await bus.close()
         reader = await harness.bus("reader")
         inbox = await harness.inbox(reader, "_spa/dead-letter/plant/+")
@@ -283,7 +283,7 @@ class Publishing(Scenarios):
     async def test_dead_letters_are_kept_side_by_side(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         for envelope in numbered("plant/x", 3):
-            await bus.park(envelope, timeout=10)
+            await bus.park(envelope, timeout=60)
         inbox = await harness.inbox(bus, "_spa/dead-letter/plant/#")
         await inbox.get(3)
         assert sorted(inbox.payloads) == ["0", "1", "2"]

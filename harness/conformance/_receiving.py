@@ -39,7 +39,7 @@ class Receiving(Scenarios):
             assert inbox.payloads[4:] == ["1", "2", "3"]
             assert all(d.envelope.redelivered for d in inbox.deliveries[4:])
         else:
-            await eventually(lambda: inbox.payloads.count("3") == 2, 15.0)
+            await eventually(lambda: inbox.payloads.count("3") == 2, 60.0)
             assert inbox.payloads[-3:] == ["1", "2", "3"]
         assert {d.epoch for d in inbox.deliveries[4:]}.isdisjoint({d.epoch for d in first})
         assert not any(d.start() for d in first)
@@ -49,11 +49,11 @@ class Receiving(Scenarios):
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
         for envelope in numbered("plant/x", 5):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         await inbox.get(5)
         await inbox.consumer.close()
         again = await harness.inbox(bus, "plant/x")
-        await bus.publish(message("end"), timeout=10)
+        await bus.publish(message("end"), timeout=60)
         await again.get(1)
         assert again.payloads == ["end"]
 
@@ -70,7 +70,7 @@ class Receiving(Scenarios):
         await harness.cut()
         again = ["0"] if harness.recognises else ["0", "1", "2"]
         await inbox.get(3 + len(again))
-        await bus.publish(message("end"), timeout=20)
+        await bus.publish(message("end"), timeout=60)
         await harness.get_on(inbox, 4 + len(again))
         assert inbox.payloads[3:] == [*again, "end"]
 
@@ -80,13 +80,13 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
-        await bus.publish(message("running", id="one"), timeout=10)
+        await bus.publish(message("running", id="one"), timeout=60)
         (running,) = list(await inbox.get(1))
         assert running.start()
         for times in (1, 2):
             await harness.cut()
             await harness.back(inbox, times)
-            await bus.publish(message(f"{times}"), timeout=20)
+            await bus.publish(message(f"{times}"), timeout=60)
             if harness.sends_on:
                 await inbox.has(f"{times}")
         assert inbox.payloads.count("running") == 1 or not harness.recognises
@@ -96,7 +96,7 @@ class Receiving(Scenarios):
             delivery.settle()
         await inbox.consumer.close()
         again = await harness.inbox(bus, "plant/x")
-        await bus.publish(message("end"), timeout=10)
+        await bus.publish(message("end"), timeout=60)
         await again.has("end")
         assert "running" not in again.payloads
 
@@ -106,7 +106,7 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
-        await bus.publish(message("running"), timeout=10)
+        await bus.publish(message("running"), timeout=60)
         (running,) = list(await inbox.get(1))
         running.start()
         await harness.go_away()
@@ -114,7 +114,7 @@ class Receiving(Scenarios):
         running.settle()
         await harness.come_back()
         await harness.back(inbox)
-        await bus.publish(message("end"), timeout=20)
+        await bus.publish(message("end"), timeout=60)
         again = [] if harness.recognises else ["running"]
         await inbox.get(2 + len(again))
         assert inbox.payloads == ["running", *again, "end"]
@@ -145,7 +145,7 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False, durable=False)
-        await bus.publish(message("old"), timeout=10)
+        await bus.publish(message("old"), timeout=60)
         (old,) = list(await inbox.get(1))
         old.start()
         await harness.go_away()
@@ -161,7 +161,7 @@ class Receiving(Scenarios):
     async def test_failed_attempts_are_carried_over(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
-        await bus.publish(message("bad"), timeout=10)
+        await bus.publish(message("bad"), timeout=60)
         (delivery,) = list(await inbox.get(1))
         delivery.start()
         delivery.attempts = 2
@@ -178,14 +178,14 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", durable=durable, settle=False)
-        await bus.publish(message("kept"), timeout=10)
+        await bus.publish(message("kept"), timeout=60)
         await inbox.get(1)
         assert inbox.events == []
         await harness.cut()
         await harness.back(inbox)
         resumed = "resume, redelivered" if durable else "resume, last copies"
         assert inbox.events == (["hold", resumed] if harness.is_held(inbox) else [])
-        await bus.publish(message("end"), timeout=20)
+        await bus.publish(message("end"), timeout=60)
         expected = ["kept", "kept", "end"] if durable else ["kept", "end"]
         if durable:
             await inbox.get(2)
@@ -225,7 +225,7 @@ class Receiving(Scenarios):
         broken = '{"specversion":"1.0"}'
         for text in (document, broken):
             event = message(text, content_type=_STRUCTURED, headers={"h": "1"}, key="k")
-            await bus.publish(event, timeout=10)
+            await bus.publish(event, timeout=60)
         deliveries = await inbox.get(2)
         got, flawed = (delivery.envelope for delivery in deliveries)
         assert (got.payload, got.content_type) == (b'{ "x": 1 }', "application/json")
@@ -250,7 +250,7 @@ class Receiving(Scenarios):
         other = await harness.inbox(bus, "plant/#", name="other")
         inbox = await harness.inbox(bus, "plant/x", settle=False, window=5)
         for envelope in numbered("plant/x", 30):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         await other.get(30)
         for done in range(30):
             await inbox.get(done + 1)
@@ -270,7 +270,7 @@ class Receiving(Scenarios):
         inbox = await harness.inbox(bus, "plant/x", settle=False, window_bytes=most * size)
         payloads = [f"{number}".ljust(size) for number in range(20)]
         for payload in payloads:
-            await bus.publish(message(payload), timeout=10)
+            await bus.publish(message(payload), timeout=60)
         await other.get(20)
         for done in range(20):
             await inbox.get(done + 1)
@@ -289,7 +289,7 @@ class Receiving(Scenarios):
         inbox = await harness.inbox(bus, "plant/x", window_bytes=1)
         payloads = ["a" * 1_000, "b", "c" * 100_000, "d"]
         for payload in payloads:
-            await bus.publish(message(payload), timeout=10)
+            await bus.publish(message(payload), timeout=60)
         await inbox.get(len(payloads))
         assert inbox.payloads == payloads
 
@@ -301,10 +301,10 @@ class Receiving(Scenarios):
         bus = await harness.bus(on_reply=lambda correlation, reply: replies.append(correlation))
         inbox = await harness.inbox(bus, "plant/x", settle=False, window=1)
         for envelope in numbered("plant/x", 10):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         await inbox.get(1)
-        await bus.publish(message("more"), timeout=10)
-        await bus.publish(message("", bus.reply_address("ab")), timeout=10)
+        await bus.publish(message("more"), timeout=60)
+        await bus.publish(message("", bus.reply_address("ab")), timeout=60)
         await eventually(lambda: replies == ["ab"])
         assert inbox.payloads == ["0"] or not harness.keeps_window
 
@@ -318,7 +318,7 @@ class Receiving(Scenarios):
         first[0].start()
         first[0].settle()
         await inbox.consumer.close()
-        await bus.publish(message("while away"), timeout=10)
+        await bus.publish(message("while away"), timeout=60)
         again = await harness.inbox(bus, "plant/x")
         await harness.get_on(again, 3)
         assert again.payloads == ["1", "2", "while away"]
@@ -334,12 +334,12 @@ class Receiving(Scenarios):
         sender = await harness.bus("sender")
         bus = await harness.bus(ephemeral=ephemeral)
         inbox = await harness.inbox(bus, "plant/x", settle=False, durable=ephemeral)
-        await sender.publish(message("unsettled"), timeout=10)
+        await sender.publish(message("unsettled"), timeout=60)
         await inbox.get(1)
         await inbox.consumer.close()
-        await sender.publish(message("while away"), timeout=10)
+        await sender.publish(message("while away"), timeout=60)
         again = await harness.inbox(bus, "plant/x", durable=ephemeral)
-        await sender.publish(message("end"), timeout=10)
+        await sender.publish(message("end"), timeout=60)
         await again.get(1)
         assert again.payloads == ["end"]
 
@@ -353,7 +353,7 @@ class Receiving(Scenarios):
         running.start()
         inbox.consumer.stop_intake()
         waiting.withdraw()
-        await bus.publish(message("after"), timeout=10)
+        await bus.publish(message("after"), timeout=60)
         running.settle()
         await inbox.consumer.close()
         assert inbox.payloads == ["0", "1"]
@@ -367,8 +367,8 @@ class Receiving(Scenarios):
         inbox = await harness.inbox(bus, "plant/x")
         await inbox.consumer.close()
         loop = asyncio.get_running_loop()
-        await bus.publish(message("short", expiry=1.0), timeout=10)
-        await bus.publish(message("long", expiry=1000.0), timeout=10)
+        await bus.publish(message("short", expiry=1.0), timeout=60)
+        await bus.publish(message("long", expiry=1000.0), timeout=60)
         expired = loop.time() + 2.5
         await eventually(lambda: loop.time() >= expired)
         again = await harness.inbox(bus, "plant/x")
@@ -381,13 +381,13 @@ class Receiving(Scenarios):
     async def test_qos_0_needs_no_settling_and_is_not_kept(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
-        await bus.publish(message("fast", qos=0), timeout=10)
+        await bus.publish(message("fast", qos=0), timeout=60)
         (delivery,) = await inbox.get(1)
         assert delivery.envelope.qos == (0 if harness.has_qos_0 else 1)
         assert (delivery.token == -1) is harness.has_qos_0
         await harness.cut()
         await harness.back(inbox)
-        await bus.publish(message("end"), timeout=20)
+        await bus.publish(message("end"), timeout=60)
         await inbox.has("end")
         again = [] if harness.has_qos_0 else ["fast"]
         assert inbox.payloads == ["fast", *again, "end"]
@@ -400,7 +400,7 @@ class Receiving(Scenarios):
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False, qos=0, window=1)
         for envelope in numbered("plant/x", 5):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         await inbox.get(5)
         assert {d.token for d in inbox.deliveries} == {-1}
 
@@ -416,7 +416,7 @@ class Receiving(Scenarios):
                 bus.post(message("b", "plant/b"))
 
         inbox.on_delivery = publish
-        await bus.publish(message("a", "plant/a"), timeout=10)
+        await bus.publish(message("a", "plant/a"), timeout=60)
         await inbox.get(2)
         assert inbox.payloads == ["a", "b"]
         await bus.drain()

@@ -97,8 +97,8 @@ class Replies(Scenarios):
         assert first.reply_address("ab") != second.reply_address("ab")
         assert first.reply_address("ab").startswith("_spa/reply/plant/")
         assert len(first.reply_address("ab")) - len("_spa/reply/plant//ab") >= 32
-        await first.publish(Envelope(topic=second.reply_address("ab")), timeout=10)
-        await first.publish(Envelope(topic=first.reply_address("cd")), timeout=10)
+        await first.publish(Envelope(topic=second.reply_address("ab")), timeout=60)
+        await first.publish(Envelope(topic=first.reply_address("cd")), timeout=60)
         await eventually(lambda: seen == {"0": ["cd"], "1": ["ab"]})
 
     @scenario

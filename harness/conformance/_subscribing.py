@@ -42,7 +42,7 @@ class Subscribing(Scenarios):
         inbox = await harness.inbox(bus, pattern, *([] if "end" in expected else ["end"]))
         wanted = [*expected, *([] if "end" in expected else ["end"])]
         for topic in ("a", "a/b", "a/c", "a/b/c", "end"):
-            await bus.publish(message(topic), timeout=10)
+            await bus.publish(message(topic), timeout=60)
         await inbox.get(len(wanted))
         topics = [d.envelope.topic for d in inbox.deliveries]
         assert harness.in_order(topics) == harness.in_order(wanted)
@@ -53,9 +53,9 @@ class Subscribing(Scenarios):
         inbox = await harness.inbox(bus, "#")
         also = await harness.inbox(bus, "+/#", name="also", settle=False, window=2)
         for number in range(5):
-            await bus.park(Envelope(topic="plant/x", payload=b"dead", id=f"{number}"), timeout=10)
-            await bus.publish(message(bus.reply_address("ab")), timeout=10)
-        await bus.publish(message("plant/x", "end"), timeout=10)
+            await bus.park(Envelope(topic="plant/x", payload=b"dead", id=f"{number}"), timeout=60)
+            await bus.publish(message(bus.reply_address("ab")), timeout=60)
+        await bus.publish(message("plant/x", "end"), timeout=60)
         await inbox.has("end")
         await also.has("end")
         for each in (inbox, also):
@@ -79,9 +79,9 @@ class Subscribing(Scenarios):
         inbox = await harness.inbox(bus, *patterns, "end")
         # Equal messages, one after the other and at once: each is a message of its own.
         for _ in range(3):
-            await bus.publish(message("a/b/c", "same"), timeout=10)
+            await bus.publish(message("a/b/c", "same"), timeout=60)
         await asyncio.gather(*(bus.post(message("a/b/c", "same")) for _ in range(3)))
-        await bus.publish(message("end", "end"), timeout=10)
+        await bus.publish(message("end", "end"), timeout=60)
         if not harness.one_copy:
             await inbox.has("end")
             assert inbox.payloads.count("same") >= 6
@@ -98,7 +98,7 @@ class Subscribing(Scenarios):
         fast = await harness.inbox(bus, "a", name="fast")
         other = await harness.inbox(await harness.bus("other"), "a", name="fast")
         for envelope in numbered("a", 3):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         for inbox in (fast, other):
             await inbox.get(3)
         unsettled = ["0", "1", "2"] if harness.sends_on else ["0"]
@@ -106,7 +106,7 @@ class Subscribing(Scenarios):
         await harness.cut()
         for inbox in (slow, fast, other):
             await harness.back(inbox)
-        await bus.publish(message("a", "end"), timeout=20)
+        await bus.publish(message("a", "end"), timeout=60)
         await harness.get_on(slow, len(unsettled) + 4)
         await fast.get(4)
         await other.get(4)
@@ -121,7 +121,7 @@ class Subscribing(Scenarios):
         live = await harness.inbox(bus, "a/b", name="live")
         # With ids and the time, so an acknowledgement that the cut swallows makes no difference.
         for envelope in numbered("a/b", 2, retain=True):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         await live.get(2)
         assert [d.envelope.retain for d in live.deliveries] == [False, False]
         late = await harness.inbox(bus, "a/+", name="late")
@@ -131,7 +131,7 @@ class Subscribing(Scenarios):
         assert {d.envelope.retain for d in late.deliveries} == {harness.has_retained}
         await harness.cut()
         await harness.back(late)
-        await bus.publish(message("a/c", "end"), timeout=20)
+        await bus.publish(message("a/c", "end"), timeout=60)
         await late.has("end")
         assert late.payloads == [*kept, "end"]
 
@@ -141,7 +141,7 @@ class Subscribing(Scenarios):
     ) -> None:
         bus = await harness.bus()
         for envelope in numbered("a/b", 1, retain=True):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         once = ["0"] if harness.has_retained or harness.keeps_all else []
         again = ["0"] if harness.has_retained else []
         never = [] if harness.has_retained else once
@@ -156,7 +156,7 @@ class Subscribing(Scenarios):
             await harness.back(inbox)
         # It is back before it has subscribed again.
         await inboxes["always"].get(len(expected["always"]))
-        await bus.publish(message("a/c", "end"), timeout=20)
+        await bus.publish(message("a/c", "end"), timeout=60)
         for kind, payloads in expected.items():
             await inboxes[kind].has("end")
             assert inboxes[kind].payloads == [*payloads, "end"], kind
@@ -167,12 +167,12 @@ class Subscribing(Scenarios):
     ) -> None:
         bus = await harness.bus()
         live = await harness.inbox(bus, "a", name="live")
-        await bus.publish(message("a", "kept", retain=True), timeout=10)
-        await bus.publish(message("a", "", retain=True), timeout=10)
+        await bus.publish(message("a", "kept", retain=True), timeout=60)
+        await bus.publish(message("a", "", retain=True), timeout=60)
         await live.get(2)
         assert live.payloads == ["kept", ""]
         late = await harness.inbox(bus, "a", name="late")
-        await bus.publish(message("a", "end"), timeout=10)
+        await bus.publish(message("a", "end"), timeout=60)
         await late.has("end")
         assert late.payloads == [*(live.payloads[:2] if harness.keeps_all else []), "end"]
 
@@ -181,16 +181,16 @@ class Subscribing(Scenarios):
         self, harness: TransportHarness
     ) -> None:
         bus = await harness.bus()
-        await bus.publish(message("b", "kept", retain=True), timeout=10)
+        await bus.publish(message("b", "kept", retain=True), timeout=60)
         inbox = await harness.inbox(bus, "a", "end", durable=False)
         await inbox.consumer.add_filter("b")
         kept = ["kept"] if harness.has_retained else []
         await inbox.get(len(kept))
-        await bus.publish(message("b", "added"), timeout=10)
+        await bus.publish(message("b", "added"), timeout=60)
         await inbox.has("added")
         await inbox.consumer.remove_filter("b")
-        await bus.publish(message("b", "removed"), timeout=10)
-        await bus.publish(message("end", "end"), timeout=10)
+        await bus.publish(message("b", "removed"), timeout=60)
+        await bus.publish(message("end", "end"), timeout=60)
         await inbox.has("end")
         assert inbox.payloads == [*kept, "added", "end"]
 
@@ -201,7 +201,7 @@ class Subscribing(Scenarios):
         bus = await harness.bus()
         inbox = await harness.inbox(bus, durable=False)
         await inbox.consumer.add_filter("a")
-        await bus.publish(message("a"), timeout=10)
+        await bus.publish(message("a"), timeout=60)
         await inbox.get(1)
 
     @scenario
@@ -211,9 +211,9 @@ class Subscribing(Scenarios):
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "a/#", "a/b", "end", durable=False)
         await inbox.consumer.remove_filter("a/#")
-        await bus.publish(message("a/c", "removed"), timeout=10)
-        await bus.publish(message("a/b", "kept"), timeout=10)
-        await bus.publish(message("end", "end"), timeout=10)
+        await bus.publish(message("a/c", "removed"), timeout=60)
+        await bus.publish(message("a/b", "kept"), timeout=60)
+        await bus.publish(message("end", "end"), timeout=60)
         await inbox.get(2)
         assert harness.in_order(inbox.payloads) == harness.in_order(["kept", "end"])
 
@@ -229,7 +229,7 @@ class Subscribing(Scenarios):
         await harness.cut()
         await harness.back(inbox)
         for topic in ("a", "b", "end"):
-            await bus.publish(message(topic, topic), timeout=20)
+            await bus.publish(message(topic, topic), timeout=60)
         await inbox.get(2)
         assert harness.in_order(inbox.payloads) == harness.in_order(["b", "end"])
 
@@ -248,7 +248,7 @@ class Subscribing(Scenarios):
         await harness.come_back()
         await asyncio.wait_for(changes, 20)
         for topic in ("a", "b", "end"):
-            await bus.publish(message(topic, topic), timeout=20)
+            await bus.publish(message(topic, topic), timeout=60)
         await inbox.get(2)
         assert harness.in_order(inbox.payloads) == harness.in_order(["b", "end"])
 
@@ -272,7 +272,7 @@ class Subscribing(Scenarios):
         earlier = await harness.inbox(bus, "old/+/x", "new")
         await earlier.consumer.close()
         inbox = await harness.inbox(bus, "new")
-        await bus.publish(message("old/1/x", "stale"), timeout=10)
+        await bus.publish(message("old/1/x", "stale"), timeout=60)
         if harness.keeps_filters:
             await inbox.get(1)
             assert inbox.payloads == ["stale"]
@@ -281,8 +281,8 @@ class Subscribing(Scenarios):
         async def gone() -> bool:
             """Tell whether the stale message does not arrive before the wanted one any more."""
             seen = len(inbox.deliveries)
-            await bus.publish(message("old/1/x", "stale"), timeout=10)
-            await bus.publish(message("new", "wanted"), timeout=10)
+            await bus.publish(message("old/1/x", "stale"), timeout=60)
+            await bus.publish(message("new", "wanted"), timeout=60)
             await eventually(lambda: "wanted" in inbox.payloads[seen:])
             return inbox.payloads[seen:] == ["wanted"]
 
@@ -301,7 +301,7 @@ class Subscribing(Scenarios):
         two = await harness.inbox(second, "a/#", share=True)
         everything = await harness.inbox(first, "a/+", name="everything")
         for envelope in numbered("a/b", 100):
-            await first.publish(envelope, timeout=10)
+            await first.publish(envelope, timeout=60)
         await everything.get(100)
         await eventually(lambda: len(one.deliveries) + len(two.deliveries) >= 100)
         assert sorted(map(int, one.payloads + two.payloads)) == list(range(100))
@@ -322,7 +322,7 @@ class Subscribing(Scenarios):
             await harness.inbox(await harness.bus("other"), "a", name="one", share=True),
         ]
         for envelope in numbered("a", 10):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         for inbox in inboxes:
             await inbox.get(10)
             assert inbox.payloads == [str(number) for number in range(10)]
@@ -338,7 +338,7 @@ class Subscribing(Scenarios):
         inbox = await harness.inbox(bus, "a", share=True)
         await inbox.consumer.close()
         for envelope in numbered("a", 10):
-            await bus.publish(envelope, timeout=10)
+            await bus.publish(envelope, timeout=60)
         again = await harness.inbox(bus, "a", share=True)
         await again.get(10)
         assert again.payloads == [str(number) for number in range(10)]
@@ -351,8 +351,8 @@ class Subscribing(Scenarios):
         if not harness.has_groups:
             await harness.refuses_groups(bus)
             return
-        await bus.publish(message("a", "retained", retain=True), timeout=10)
+        await bus.publish(message("a", "retained", retain=True), timeout=60)
         inbox = await harness.inbox(bus, "a", share=True)
-        await bus.publish(message("a", "end"), timeout=10)
+        await bus.publish(message("a", "end"), timeout=60)
         await inbox.has("end")
         assert inbox.payloads == [*(["retained"] if harness.keeps_all else []), "end"]

@@ -247,10 +247,10 @@ class TransportHarness(abc.ABC):
         begun = len(inbox.deliveries)
         if not self.sends_on:
             # What is published while one is unsettled waits in the broker and comes together.
-            await bus.publish(Envelope(topic=envelopes[0].topic, payload=b"first"), timeout=20)
+            await bus.publish(Envelope(topic=envelopes[0].topic, payload=b"first"), timeout=60)
             (first,) = (await inbox.get(begun + 1))[begun:]
         for envelope in envelopes:
-            await bus.publish(envelope, timeout=20)
+            await bus.publish(envelope, timeout=60)
         if first is not None:
             first.start()
             first.settle()

@@ -27,6 +27,8 @@ _QUICK = {
     "backoff_max": 0.2,
     "start_timeout": 2.0,
     "connect_timeout": 1.0,
+    # A machine that stands still for a while is not a broker that has gone silent.
+    "keepalive": 120,
 }
 
 

@@ -314,5 +314,5 @@ async def test_what_is_fetched_is_taken_before_more_is_fetched(kafka: Kafka) -> 
                 loop.call_later(0.2, delivery.settle)
             return begun == count
 
-        await eventually(all_settled, 40.0)
+        await eventually(all_settled, 60.0)
         assert most <= 2

@@ -65,7 +65,7 @@ class LedgerConsumer:
     async def handles(self, more: int) -> None:
         """Wait until it has handled so many more."""
         count = len(self.numbers()) + more
-        await eventually(lambda: len(self.numbers()) >= count, 20.0, 0.001)
+        await eventually(lambda: len(self.numbers()) >= count, 60.0, 0.001)
 
     async def end(self, how: signal.Signals) -> int:
         """Send it a signal and wait for its end; returns the exit code."""

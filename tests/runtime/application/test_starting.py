@@ -349,7 +349,7 @@ async def test_a_start_that_hangs_ends_when_the_bus_is_lost_for_good() -> None:
     app = DistributedApplication("memory://", name="plant", stop_timeout=3)
     hanging(app, None)
     starting = asyncio.ensure_future(app.__aenter__())
-    await eventually(lambda: "Boiler" in app.problems.get("plant", ""), 30)
+    await eventually(lambda: "Boiler" in app.problems.get("plant", ""), 60.0)
     run = runs_of(app).current
     assert run is not None
     (connection,) = run.connections

@@ -188,7 +188,7 @@ async def test_what_blocks_the_loop_is_named_while_it_does(
     try:
         async with app:
             app.socket().post("a", "x")
-            await eventually(lambda: seen, 40)
+            await eventually(lambda: seen, 60.0)
             await eventually(lambda: app.healthy)
     finally:
         logging.getLogger("spa_dat").removeHandler(waiter)

@@ -46,7 +46,7 @@ async def test_a_broker_that_comes_back_has_lost_nothing(kafka_to_break: Kafka, 
             delivery.settle()
         await posted
         inbox.on_delivery = lambda delivery: delivery.settle()
-        await eventually(lambda: set(inbox.numbers) == set(range(200)), 40)
+        await eventually(lambda: set(inbox.numbers) == set(range(200)), 60.0)
         for delivery in inbox.deliveries:
             delivery.settle()
         assert inbox.client.fatal == []
