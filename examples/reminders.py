@@ -4,19 +4,39 @@ Kill it while the orders wait, and start it again: what is overdue is cancelled 
 
     python examples/reminders.py
     python examples/reminders.py mqtt://127.0.0.1:1883
+    python examples/reminders.py kafka://127.0.0.1:9092?create_topics=all
 """
 
 import sys
 import tempfile
 from dataclasses import dataclass
+from typing import Any
 
-from spa_dat import Actor, Context, DistributedApplication, Durable, Socket, on, on_reminder
+from spa_dat import (
+    Actor,
+    Context,
+    DistributedApplication,
+    Durable,
+    KafkaTopic,
+    Socket,
+    SocketProviderFactory,
+    on,
+    on_reminder,
+)
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "memory://"
+ON_KAFKA = URL.startswith("kafka")
+# All orders share topics there. What belongs to one is in one partition, as is its state.
+TOPICS = {
+    "orders/{order}/cancelled": KafkaTopic("orders.cancelled", key="order"),
+    "orders/{order}/{step}": KafkaTopic("orders.steps", key="order"),
+}
 PATIENCE = 0.5
 
+options: dict[str, Any] = {"topics": TOPICS} if ON_KAFKA else {}
+bus = SocketProviderFactory.from_url(URL, **options)
 # Without a folder: where the system keeps the state of programs.
-app = DistributedApplication(URL, name="orders-example", state_folder=tempfile.mkdtemp())
+app = DistributedApplication(bus, name="orders-example", state_folder=tempfile.mkdtemp())
 
 
 @dataclass
@@ -33,6 +53,7 @@ class Orders(Actor):
     per = "order"
     state = Order
     durable = Durable(ttl=30 * 86_400)
+    exactly_once = ON_KAFKA
 
     @on("orders/{order}/placed")
     async def placed(self, euros: float, context: Context) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
 from ..errors import SpaDatError
-from ._delivery import Delivery, Tracker
+from ._delivery import Delivery, DeliveryState, Tracker
 
-__all__ = ["Outcome", "Refused", "Unit"]
+__all__ = ["Outcome", "OwnDelivery", "Refused", "Unit"]
 
 
 class Outcome(msgspec.Struct, eq=False):
@@ -69,6 +69,16 @@ class Unit(Tracker, abc.ABC):
 
     __slots__ = ()
 
+    @property
+    @abc.abstractmethod
+    def number(self) -> int:
+        """Its number among those of its subscription: on Kafka that of the partition."""
+
+    @property
+    @abc.abstractmethod
+    def over(self) -> bool:
+        """Whether nothing more of it is handed out, and soon nothing more is committed."""
+
     @abc.abstractmethod
     def note(self, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
         """Note the outcome of a delivery that is about to be settled, in place of any earlier one.
@@ -80,8 +90,8 @@ class Unit(Tracker, abc.ABC):
         """
 
     @abc.abstractmethod
-    def add(self, outcome: Outcome, key: str) -> None:
-        """Take the outcome of something that is no message, to be committed as soon as it can be.
+    def add(self, outcome: Outcome, key: str, name: str = "") -> None:
+        """Take the outcome of what it has not handed out, to be committed as soon as it can be.
 
         It is committed after, or together with, all that was settled of the key before, and before,
         or together with, all that is settled of it from now on.
@@ -89,6 +99,7 @@ class Unit(Tracker, abc.ABC):
         Args:
             outcome: the outcome, which is not changed any more.
             key: the key that it is about.
+            name: of what it is the outcome of, for `refused`.
         """
 
     @abc.abstractmethod
@@ -124,3 +135,25 @@ class Unit(Tracker, abc.ABC):
     @abc.abstractmethod
     def refused(self, delivery: Delivery) -> Refused | None:
         """Return why the outcome of an earlier receipt of a message was refused, if it was."""
+
+
+class OwnDelivery(Delivery):
+    """A delivery that no bus has handed out, because its message is stored elsewhere.
+
+    If it belongs to a unit, that is its tracker, and gets the outcome when it is settled.
+
+    Attributes:
+        outcome: what it has come to; None if nothing is to be committed.
+    """
+
+    is_stored: ClassVar[bool] = True
+
+    outcome: Outcome | None = None
+
+    def settle(self) -> None:
+        if self.state is DeliveryState.SETTLED:
+            return
+        self.state = DeliveryState.SETTLED
+        if self.outcome is not None:
+            assert isinstance(self.tracker, Unit)
+            self.tracker.add(self.outcome, str(self.envelope.key), str(self.envelope.id))

@@ -11,6 +11,9 @@ from ...errors import ConfigurationError
 from ...transports import Delivery
 from ..handling._argument_values import ProducerScope
 from ..messaging._turn import Effects, Turn, current_turn
+from ..options._option_checks import check_name
+from ..payloads._codec import encode
+from ..registration._reminder_handlers import ANY_REMINDER
 from ._kept_states import KeptStates
 from ._keyed_lane import STATE, KeyedLane
 from ._keyed_mailbox import UNSET, KeyCell
@@ -123,6 +126,25 @@ class DurableLane(KeyedLane, abc.ABC):
         effects = self._effects(cell, "context.delete()")
         effects.deletes = True
         effects.reminders.clear()
+
+    def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
+        """See `Context.remind`."""
+        known = [one for handler in self.handlers for one in handler.reminders]
+        known.remove(ANY_REMINDER)
+        if name not in known:
+            there_are = ", ".join(map(repr, known)) or "none"
+            raise ConfigurationError(
+                f"context.remind({quoted(name)}): no handler of actor {self.actor_name!r} has this"
+                f" name; there are: {there_are}. @on_reminder({quoted(name)}) makes one of a"
+                f" method, and @app.on_reminder({self.actor_name!r}, {quoted(name)}) of a function"
+            )
+        effects = self._effects(cell, "context.remind()")
+        effects.reminders[name] = (due, *encode(payload))
+
+    def forget_reminder_of(self, cell: KeyCell, name: str) -> None:
+        """See `Context.forget_reminder`."""
+        check_name("context.forget_reminder(): reminder", name)
+        self._effects(cell, "context.forget_reminder()").reminders[name] = None
 
     def _effects(self, cell: KeyCell, what: str) -> Effects:
         """Return the effects of the message that is being handled, for a method of a context.

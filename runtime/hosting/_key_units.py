@@ -9,6 +9,7 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ...transports._units import Unit
 from ..routing._routed_deliveries import Route
+from ..routing._router import Router
 
 __all__ = ["KeyUnits"]
 
@@ -19,7 +20,7 @@ class KeyUnits:
     """The units of one actor that this instance has, which change with time.
 
     Args:
-        routes: returns the routes to the actor.
+        routes: returns the routes to the actor, at least one.
 
     Attributes:
         log: where it is logged that nothing can be found in them.
@@ -30,17 +31,15 @@ class KeyUnits:
         self._due: dict[str, Unit] = {}
         self.log: LimitedLog = LimitedLog(_log)
 
-    def __iter__(self) -> Iterator[Unit]:
-        routers = dict.fromkeys(route.router for route in self._routes())
-        for router in routers:
-            for unit in router.trackers:
-                if isinstance(unit, Unit):
-                    yield unit
+    @property
+    def router(self) -> Router:
+        """The router of the only subscription of the actor."""
+        return self._routes()[0].router
 
-    def tell(self, restored: Callable[[], None]) -> None:
-        """Have a function called whenever the states of a unit are known."""
-        for route in self._routes():
-            route.router.on_restored = restored
+    def __iter__(self) -> Iterator[Unit]:
+        for unit in self.router.trackers:
+            if isinstance(unit, Unit):
+                yield unit
 
     def look(self, most: int) -> asyncio.Future[Sequence[tuple[str, float]]]:
         """Return the keys in which something is to be done first, and when, in that order."""

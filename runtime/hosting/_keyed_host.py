@@ -239,13 +239,15 @@ class KeyedHost:
         """Note how lanes are started, now that the first one is, so that others may be."""
         self._spawned_with = restart, resources
         if self.alarms is not None:
-            if self.units is None:
-                # Only who needs them pays for the modules.
-                from ._reminders import Reminders
+            # Only who needs them pays for the modules.
+            from ._reminders import Reminders
 
+            if self.units is None:
                 self.reminders = Reminders(self._runner, self, self._wake)
             else:
-                self.units.tell(self.alarms.look)
+                rest, router = self.alarms.has_rested, self.units.router
+                self.reminders = Reminders(self._runner, self, rest, router)
+                router.on_restored = self.alarms.look
             self.alarms.start()
         self.dispatch()
 

@@ -9,7 +9,7 @@ from ..._texts import describe
 from ...errors import SpaDatError
 from ...transports import Delivery, Envelope, on_outcome
 from ...transports._delegating_bus import DelegatingBus
-from ...transports._units import Outcome, Unit
+from ...transports._units import Outcome, OwnDelivery, Unit
 from ..messaging._bus_connection import BusConnection
 from ..messaging._recording_socket import size_with
 from ..messaging._sent_replies import Replies
@@ -17,7 +17,7 @@ from ..messaging._turn import current_turn
 from ..options._retry_policy import Reject
 from ._lane import Lane
 
-__all__ = ["OutcomeLane", "recorded", "refuse_again"]
+__all__ = ["OutcomeLane", "note", "recorded", "refuse_again"]
 
 
 class OutcomeLane(Lane):
@@ -39,7 +39,15 @@ class OutcomeLane(Lane):
             return
         outcome = Outcome()
         self.connection.bus.add_output(outcome, letter, letter=True)
-        unit.note(delivery, outcome)
+        note(unit, delivery, outcome)
+
+
+def note(unit: Unit, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
+    """Note the outcome of a delivery that is about to be settled, whoever has handed it out."""
+    if isinstance(delivery, OwnDelivery):
+        delivery.outcome = outcome
+    else:
+        unit.note(delivery, outcome, hurry=hurry)
 
 
 def refuse_again(unit: Unit, delivery: Delivery) -> None:

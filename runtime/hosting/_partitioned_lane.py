@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..._texts import quoted
 from ...actors import refuse_unrun
-from ...errors import ConfigurationError, NotHere
+from ...errors import NotHere, StateNotWritten
 from ...transports import Delivery, Envelope
 from ...transports._state_store import StoredKey, identity_of
-from ...transports._units import Outcome, Unit
+from ...transports._units import Outcome, OwnDelivery, Unit
 from ..handling._argument_values import ProducerScope
 from ..messaging._recording_socket import RecordingSocket
 from ..messaging._socket import Socket
@@ -23,7 +25,8 @@ from ._durable_lane import ALREADY_HANDLED, DurableLane
 from ._key_records import KeyRecord
 from ._keyed_lane import KeyedLane, KeyedSocket
 from ._keyed_mailbox import KeyCell
-from ._outcome_lane import OutcomeLane, recorded, refuse_again
+from ._outcome_lane import OutcomeLane, note, recorded, refuse_again
+from ._reminders import ReminderDelivery, is_still_set
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
@@ -114,7 +117,13 @@ class PartitionedLane(OutcomeLane, DurableLane):
         cell, _, delivery = self._at_work()
         if not cell.active:
             unit = self._unit_of(cell, delivery)
-            stored = await unit.load(cell.key)
+            try:
+                stored = await unit.load(cell.key)
+            except StateNotWritten:
+                if unit.over and isinstance(delivery, OwnDelivery):
+                    # Whoever has the unit next finds it again.
+                    return None
+                raise
             cell.saved = None
             if stored is not None:
                 cell.saved = self.kept.read(StoredKey(stored, 0), cell.key)
@@ -126,10 +135,17 @@ class PartitionedLane(OutcomeLane, DurableLane):
         """Call a handler, and note what it has come to."""
         cell, turn, delivery = self._at_work()
         unit = self._unit_of(cell, delivery)
-        message = None if self.kept.dedupe is None else self._known_by(cell, delivery.envelope)
-        if message is not None and cell.saved is not None and message in cell.saved.handled:
-            self._pass_over(unit, delivery, turn)
-            return None
+        fired = message = None
+        if handler.reminders and isinstance(delivery, ReminderDelivery):
+            fired = delivery
+            if not is_still_set(cell.saved, fired):
+                # It was replaced or removed while it waited for its turn.
+                return None
+        elif self.kept.dedupe is not None:
+            message = self._known_by(cell, delivery.envelope)
+            if message is not None and cell.saved is not None and message in cell.saved.handled:
+                self._pass_over(unit, delivery, turn)
+                return None
         effects, outcome = turn.effects, turn.outcome = Effects(), Outcome()
         outcome.dropped += (partial(self._undo, cell),)
         try:
@@ -137,7 +153,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
             if result is not None:
                 refuse_unrun(result, handler.injection.name)
             turn.refuse_failure()
-            record, value = self.kept.changed(cell, effects, None, message)
+            record, value = self.kept.changed(cell, effects, fired, message)
             # What is not in the transaction has to be there before the message counts as handled.
             if turn.posts:
                 await self.away(_all(turn.posts), delivery)
@@ -147,12 +163,12 @@ class PartitionedLane(OutcomeLane, DurableLane):
             raise
         turn.effects = None
         if value is not None:
-            self._keep(outcome, cell, record, value)
+            self._keep(outcome, cell.key, record, value)
         if effects.deletes:
             cell.reset()
         elif record is not None:
             cell.saved = record
-        unit.note(delivery, outcome, hurry=turn.request is not None)
+        note(unit, delivery, outcome, hurry=turn.request is not None)
         return result
 
     def _known_by(self, cell: KeyCell, envelope: Envelope) -> bytes | None:
@@ -171,14 +187,39 @@ class PartitionedLane(OutcomeLane, DurableLane):
             # The reply that it had may wait for the same commit, and has to go first.
             turn.outcome = Outcome()
             self.make_replies().send_error(turn, self.source, *ALREADY_HANDLED)
-            unit.note(delivery, turn.outcome, hurry=True)
+            note(unit, delivery, turn.outcome, hurry=True)
 
-    def _keep(
-        self, outcome: Outcome, cell: KeyCell, record: KeyRecord | None, value: bytes
-    ) -> None:
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+        """As in `OutcomeLane`; a reminder that becomes a dead letter is set no more."""
+        await super().park(delivery, letter, timeout)
+        if isinstance(delivery, ReminderDelivery):
+            unit = delivery.tracker
+            assert isinstance(unit, Unit)
+            delivery.outcome = await self._without(delivery, unit, delivery.outcome or Outcome())
+
+    async def _without(
+        self, reminder: ReminderDelivery, unit: Unit, outcome: Outcome
+    ) -> Outcome | None:
+        """Add to an outcome that a reminder is not set any more."""
+        if unit.over:
+            # Whoever has the unit next finds it again.
+            return None
+        key = str(reminder.envelope.key)
+        stored = await unit.load(key)
+        record = None if stored is None else self.kept.read(StoredKey(stored, 0), key)
+        if record is not None and is_still_set(record, reminder):
+            left = {name: one for name, one in record.reminders.items() if name != reminder.name}
+            record = msgspec.structs.replace(record, reminders=left)
+            self._keep(outcome, key, record, b"" if record.is_empty else record.as_bytes())
+            cell = self.host.mailbox.cells.get(key)
+            if cell is not None:
+                self._undo(cell)
+        return outcome
+
+    def _keep(self, outcome: Outcome, key: str, record: KeyRecord | None, value: bytes) -> None:
         """Make what is to be kept of a key part of an outcome."""
         # Nothing at all stands for a key that is deleted.
-        outcome.key, outcome.value = cell.key, value or None
+        outcome.key, outcome.value = key, value or None
         if record is not None and (self._expires or record.reminders):
             outcome.wake = record.wake(self.kept.ttl)
             assert self.host.alarms is not None
@@ -189,31 +230,25 @@ class PartitionedLane(OutcomeLane, DurableLane):
         unit = self._units.of_due(cell.key)
         stored = None if unit is None else await unit.load(cell.key)
         if unit is not None and stored is not None:
+            record, now = self.kept.read(StoredKey(stored, 0), cell.key), self.environment.now()
+            due = [one for one in record.reminders.items() if one[1].due <= now]
+            if due and not unit.over:
+                assert self.host.reminders is not None
+                self.host.reminders.deliver(cell, sorted(due, key=lambda one: one[1].due), unit)
+                return None
             # It is deleted if it has expired. If not, it is not time yet, as with another ttl than
             # the one that it was written with.
-            record = self.kept.read(StoredKey(stored, 0), cell.key)
             self._write_again(cell, unit, record)
         return 0.0
 
     def _write_again(self, cell: KeyCell, unit: Unit, record: KeyRecord) -> None:
         outcome = Outcome()
-        self._keep(outcome, cell, record, b"" if record.is_empty else record.as_bytes())
+        self._keep(outcome, cell.key, record, b"" if record.is_empty else record.as_bytes())
         unit.add(outcome, cell.key)
         if cell.unit is not unit or record.state is None or not cell.active:
             cell.reset()
         else:
             cell.saved = record
-
-    def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
-        """Raise ConfigurationError: nobody would look for what is due."""
-        raise ConfigurationError(
-            f"context.remind({quoted(name)}): there are no reminders on"
-            f" {self.connection.provider.address}; publish a message to the key instead"
-        )
-
-    def forget_reminder_of(self, cell: KeyCell, name: str) -> None:
-        """Raise ConfigurationError, as `remind_key` does."""
-        self.remind_key(cell, name, None, 0.0)
 
     async def peek(self, key: str) -> Any:
         """As in `DurableLane`, of the partitions that this instance has."""

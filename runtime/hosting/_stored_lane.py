@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..._texts import quoted
 from ...actors import refuse_unrun
-from ...errors import ConfigurationError, OutboxFull, RemoteError
+from ...errors import OutboxFull, RemoteError
 from ...transports import Delivery, Envelope, payload_too_large
 from ...transports._state_store import Change, Handled, MessageIdentity, identity_of
 from ..handling._argument_values import ProducerScope
 from ..messaging._recording_socket import RecordingSocket, size_with
 from ..messaging._socket import Socket
 from ..messaging._turn import Effects, Turn, current_turn
-from ..options._option_checks import check_name
-from ..payloads._codec import encode
-from ..registration._reminder_handlers import ANY_REMINDER
 from ._commit_steps import Reached
 from ._committed_messages import SentOutputs
 from ._durable_lane import ALREADY_HANDLED, DurableLane
@@ -27,7 +23,7 @@ from ._durable_states import DurableStates, post_with_room
 from ._key_records import KeyRecord
 from ._keyed_lane import KeyedLane, KeyedSocket
 from ._keyed_mailbox import KeyCell
-from ._reminders import ReminderDelivery
+from ._reminders import ReminderDelivery, is_still_set
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
@@ -87,7 +83,7 @@ class StoredLane(DurableLane):
         if key is not None:
             stored = known.stored
             cell.saved = None if stored is None else self.kept.read(stored, key)
-        is_set = reminder is not None and _is_set(cell.saved, reminder)
+        is_set = reminder is not None and is_still_set(cell.saved, reminder)
         if known.handled is not None and is_set:
             # It was set again, for the same time, after it had been handled.
             message = None
@@ -178,7 +174,7 @@ class StoredLane(DurableLane):
             left = {
                 name: reminder
                 for name, reminder in record.reminders.items()
-                if not any(_is_set(record, one) and one.name == name for one in failed)
+                if not any(is_still_set(record, one) and one.name == name for one in failed)
             }
             now = self.environment.now()
             due = [(name, reminder) for name, reminder in left.items() if reminder.due <= now]
@@ -239,25 +235,6 @@ class StoredLane(DurableLane):
             self.host.alarms.note(wake)
         return number
 
-    def remind_key(self, cell: KeyCell, name: str, payload: object, due: float) -> None:
-        """See `Context.remind`."""
-        known = [one for handler in self.handlers for one in handler.reminders]
-        known.remove(ANY_REMINDER)
-        if name not in known:
-            there_are = ", ".join(map(repr, known)) or "none"
-            raise ConfigurationError(
-                f"context.remind({quoted(name)}): no handler of actor {self.actor_name!r} has this"
-                f" name; there are: {there_are}. @on_reminder({quoted(name)}) makes one of a"
-                f" method, and @app.on_reminder({self.actor_name!r}, {quoted(name)}) of a function"
-            )
-        effects = self._effects(cell, "context.remind()")
-        effects.reminders[name] = (due, *encode(payload))
-
-    def forget_reminder_of(self, cell: KeyCell, name: str) -> None:
-        """See `Context.forget_reminder`."""
-        check_name("context.forget_reminder(): reminder", name)
-        self._effects(cell, "context.forget_reminder()").reminders[name] = None
-
 
 class _StoringSocket(RecordingSocket, KeyedSocket):
     """The socket of one lane, which records what a handler publishes until it has succeeded."""
@@ -275,9 +252,3 @@ class _StoringSocket(RecordingSocket, KeyedSocket):
         effects.size = size_with(effects.size, envelope)
         effects.outputs.append(envelope)
         return True
-
-
-def _is_set(record: KeyRecord | None, delivery: ReminderDelivery) -> bool:
-    """Return whether a reminder is still what it was when it was handed out."""
-    reminder = None if record is None else record.reminders.get(delivery.name)
-    return reminder is not None and reminder.due == delivery.due

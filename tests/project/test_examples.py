@@ -114,8 +114,6 @@ publish orders/{customer}
 traces: 1
 """
 """What the example of spans prints on memory."""
-NOT_ON_KAFKA = {"reminders"}
-"""Examples with durable keys whose addresses are topics of their own there."""
 MARKS = {"plant": pytest.mark.slow}
 
 
@@ -157,10 +155,6 @@ def run(name: str, arguments: list[str], folder: Path) -> subprocess.CompletedPr
     "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in EXPECTED]
 )
 def test_example_does_its_job_and_ends(name: str, arguments: list[str], tmp_path: Path) -> None:
-    if name in NOT_ON_KAFKA and arguments and "kafka" in arguments[0]:
-        result = run(name, arguments, tmp_path)
-        assert "reads several topics of the cluster" in result.stderr
-        return
     result = run(name, arguments, tmp_path)
 
     assert result.returncode == 0, result.stdout + result.stderr

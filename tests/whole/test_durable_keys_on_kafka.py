@@ -24,7 +24,6 @@ from spa_dat import (
     RetryPolicy,
     Socket,
     on,
-    on_reminder,
 )
 from spa_dat.errors import ConfigurationError, NotHere, RemoteError
 from spa_dat.runtime.hosting._durable_lane import ALREADY_HANDLED
@@ -664,28 +663,6 @@ def test_what_does_not_go_with_it_is_refused(options: dict[str, Any], problem: s
 
         @app.application("work/{key}", **{"per": "key", "state": Count, "durable": True, **options})
         async def work(number: int, state: Count) -> None: ...
-
-
-def test_reminders_are_refused() -> None:
-    app = application()
-
-    class Work(Actor):
-        per, state, durable = "key", Count, True
-
-        @on("work/{key}")
-        async def work(self, number: int, context: Context) -> None:
-            context.remind("later", after=1.0)
-
-        @on_reminder("later")
-        async def later(self) -> None: ...
-
-    app.add(Work)
-    with Harness(app) as harness:
-        harness.expect_failure(ConfigurationError)
-        harness.publish("work/a", 1)
-        harness.settle()
-        (letter,) = harness.dead_letters()
-        assert "no reminders" in letter.text
 
 
 def test_an_application_without_a_name_is_refused() -> None:

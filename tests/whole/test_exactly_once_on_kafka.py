@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
 
 from spa_dat.testing import Kafka
 from support.kafka_bus import create, new_prefix
+from support.kafka_copies import Copies
 from support.kafka_ledger import Ledger, Numbers, Process, seeded
 from support.waiting import eventually
 
@@ -25,38 +25,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 KILLS = int(os.environ.get("SPA_DAT_TEST_KILLS", "4"))
 PARTITIONS, KEYS, SHARE = 4, 100, 2_000
 QUICK = "heartbeat_interval=0.3&rebalance_timeout=10&backoff_max=0.5&session_timeout=2"
-
-
-class Copies:
-    """What a reader of committed records finds in a topic, by the keys of the records."""
-
-    def __init__(self, server: str, topic: str) -> None:
-        self.values: dict[str, list[bytes]] = {}
-        self.count = 0
-        self._consumer = AIOKafkaConsumer(
-            topic,
-            bootstrap_servers=server,
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-        )
-
-    @property
-    def different(self) -> int:
-        """How many there are, without those that are there more than once."""
-        return sum(len(set(values)) for values in self.values.values())
-
-    async def read(self) -> None:
-        """Take notice of everything that comes, until cancelled."""
-        await self._consumer.start()
-        try:
-            while True:
-                for records in (await self._consumer.getmany(timeout_ms=100)).values():
-                    for record in records:
-                        self.values.setdefault(record.key.decode(), []).append(record.value)
-                        self.count += 1
-        finally:
-            await self._consumer.stop()
 
 
 class Run:

@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from spa_dat import (
     Context,
     DistributedApplication,
     Durable,
+    KafkaConfig,
+    KafkaTopic,
     RetryPolicy,
     Socket,
     on,
@@ -27,6 +30,7 @@ from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.hosting._durable_lane import DurableLane
 from spa_dat.runtime.messaging._stored_letter import LetterFilter
 from spa_dat.testing import Faults, Harness
+from support.kafka_states import in_changelog
 from support.waiting import eventually
 
 
@@ -64,9 +68,20 @@ def obey(plan: Plan, context: Context) -> None:
         raise ValueError("a bad day")
 
 
-def with_function(seen: Seen, **options: Any) -> DistributedApplication:
-    app = DistributedApplication("memory://", name="app")
+TOPICS = {f"{name}/{{key}}": KafkaTopic(name, key="key") for name in ("work", "done")}
+
+
+def application(bus: str = "memory", instance: int = 0) -> DistributedApplication:
+    if bus == "memory":
+        return DistributedApplication("memory://", name="app")
+    config = KafkaConfig("cluster", partitions=3, topics=TOPICS)
+    return DistributedApplication(config, name="app", instance=str(instance))
+
+
+def with_function(seen: Seen, bus: str = "memory", **options: Any) -> DistributedApplication:
+    app = application(bus)
     given: dict[str, Any] = {"durable": True, "retry": RetryPolicy(attempts=1)} | options
+    given["exactly_once"] = bus != "memory"
 
     @app.application("work/{key}", per="key", state=Count, **given)
     async def work(plan: Plan, context: Context, state: Count) -> int:
@@ -86,11 +101,12 @@ def with_function(seen: Seen, **options: Any) -> DistributedApplication:
     return app
 
 
-def with_class(seen: Seen, **options: Any) -> DistributedApplication:
-    app = DistributedApplication("memory://", name="app")
+def with_class(seen: Seen, bus: str = "memory", **options: Any) -> DistributedApplication:
+    app = application(bus)
 
     class Work(Actor):
         name = "work"
+        exactly_once = bus != "memory"
         per, state = "key", Count
         durable = options.get("durable", True)
         retry = RetryPolicy(attempts=1)
@@ -115,10 +131,17 @@ def with_class(seen: Seen, **options: Any) -> DistributedApplication:
 
 
 Kind = Any
-both = pytest.mark.parametrize("kind", [with_function, with_class])
+KINDS: dict[str, Kind] = {
+    "function": with_function,
+    "class": with_class,
+    "function on Kafka": partial(with_function, bus="kafka"),
+    "class on Kafka": partial(with_class, bus="kafka"),
+}
+all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+on_each_bus = pytest.mark.parametrize("bus", ["memory", "kafka"])
 
 
-@both
+@all_kinds
 def test_a_reminder_comes_when_it_is_due(kind: Kind) -> None:
     seen: Seen = []
     app = kind(seen)
@@ -130,14 +153,14 @@ def test_a_reminder_comes_when_it_is_due(kind: Kind) -> None:
         harness.advance(0.2)
         assert [one[:3] for one in seen] == [("a", "late", 1)]
         harness.passivate("work")
-        harness.advance(10_000)
+        harness.advance(600)
         assert [one[:3] for one in seen] == [("a", "late", 1), ("b", "later", 2)]
         assert 490 <= seen[1][3] - seen[0][3] < 490.1
         assert harness.published("done/a") == [1]
         assert harness.request("work/a", Plan(), reply=int) == 1
 
 
-@both
+@all_kinds
 def test_setting_it_again_replaces_it_and_it_can_be_forgotten(kind: Kind) -> None:
     seen: Seen = []
     with Harness(kind(seen)) as harness:
@@ -162,7 +185,7 @@ def test_setting_it_again_replaces_it_and_it_can_be_forgotten(kind: Kind) -> Non
         assert [one[2] for one in seen] == [2, 4]
 
 
-@both
+@all_kinds
 def test_deleting_a_state_removes_its_reminders_but_not_new_ones(kind: Kind) -> None:
     seen: Seen = []
     with Harness(kind(seen)) as harness:
@@ -177,15 +200,16 @@ def test_deleting_a_state_removes_its_reminders_but_not_new_ones(kind: Kind) -> 
         assert harness.request("work/a", Plan(), reply=int) == 1
 
 
-def test_an_overdue_reminder_comes_once_after_the_next_start() -> None:
+@on_each_bus
+def test_an_overdue_reminder_comes_once_after_the_next_start(bus: str) -> None:
     seen: Seen = []
-    with Harness(with_function(seen)) as harness:
+    with Harness(with_function(seen, bus)) as harness:
         for key in range(250):
-            harness.publish(f"work/{key}", Plan(after=10, payload=key))
+            harness.publish(f"work/{key}", Plan(after=100, payload=key))
         harness.publish("work/far", Plan(after=5_000, payload=-7))
         harness.settle()
         harness.crash()
-        harness.advance(1_000)
+        harness.advance(200)
         assert seen == []
         harness.restart()
         harness.settle()
@@ -195,9 +219,10 @@ def test_an_overdue_reminder_comes_once_after_the_next_start() -> None:
         assert len(seen) == 250
 
 
-def test_a_time_in_the_past_is_due_at_once_even_if_it_is_the_same_again() -> None:
+@on_each_bus
+def test_a_time_in_the_past_is_due_at_once_even_if_it_is_the_same_again(bus: str) -> None:
     seen: Seen = []
-    with Harness(with_function(seen)) as harness:
+    with Harness(with_function(seen, bus)) as harness:
         for n in range(3):
             harness.request("work/a", Plan(at=1_000.0, payload=n), reply=int)
             harness.settle()
@@ -205,7 +230,7 @@ def test_a_time_in_the_past_is_due_at_once_even_if_it_is_the_same_again() -> Non
         assert harness.published("done/a") == [0, 1, 2]
 
 
-@both
+@all_kinds
 def test_a_reminder_that_fails_becomes_a_dead_letter_and_is_gone(kind: Kind) -> None:
     seen: Seen = []
     with Harness(kind(seen)) as harness:
@@ -224,9 +249,10 @@ def test_a_reminder_that_fails_becomes_a_dead_letter_and_is_gone(kind: Kind) -> 
         assert harness.request("work/a", Plan(), reply=int) == 1
 
 
-def test_a_reminder_is_tried_again_and_waits_for_its_turn() -> None:
+@on_each_bus
+def test_a_reminder_is_tried_again_and_waits_for_its_turn(bus: str) -> None:
     seen: Seen = []
-    app = DistributedApplication("memory://", name="app")
+    app = application(bus)
     order: list[Any] = []
 
     @app.application("work/{key}", per="key", state=Count, durable=True)
@@ -252,8 +278,9 @@ def test_a_reminder_is_tried_again_and_waits_for_its_turn() -> None:
     assert seen == []
 
 
-def test_a_reminder_without_a_handler_becomes_a_dead_letter() -> None:
-    app = with_function([])
+@on_each_bus
+def test_a_reminder_without_a_handler_becomes_a_dead_letter(bus: str) -> None:
+    app = with_function([], bus)
     with Harness(app) as harness:
         harness.request("work/a", Plan(after=10, payload=1), reply=int)
         harness.stop()
@@ -266,9 +293,10 @@ def test_a_reminder_without_a_handler_becomes_a_dead_letter() -> None:
         assert "reminder 'late' has no handler" in letter.text
 
 
-def test_a_reminder_outlives_a_state_that_has_expired() -> None:
+@on_each_bus
+def test_a_reminder_outlives_a_state_that_has_expired(bus: str) -> None:
     seen: Seen = []
-    with Harness(with_function(seen, durable=Durable(ttl=50))) as harness:
+    with Harness(with_function(seen, bus, durable=Durable(ttl=50))) as harness:
         harness.request("work/a", Plan(after=100, payload=1), reply=int)
         harness.advance(99)
         assert harness.keys("work") == []
@@ -276,21 +304,34 @@ def test_a_reminder_outlives_a_state_that_has_expired() -> None:
         assert [one[2] for one in seen] == [1]
         assert harness.request("work/a", Plan(), reply=int) == 1
         harness.advance(60)
-        store: Any = runs_of(harness_app(harness)).settings.state_store
-        assert not store._states
+        assert stored(harness, bus) == []
 
 
-def harness_app(harness: Harness) -> DistributedApplication:
+def stored(harness: Harness, bus: str) -> list[str]:
+    """Return the keys of which something is kept."""
+    if bus == "kafka":
+        return in_changelog(harness)
     (tested,) = harness._core.world.tested
-    return tested.application
+    store: Any = runs_of(tested.application).settings.state_store
+    return [key for _, key in store._states]
 
 
-def chain(dice: random.Random, due: dict[tuple[str, int], float]) -> DistributedApplication:
+def chain(
+    dice: random.Random,
+    due: dict[tuple[str, int], float],
+    bus: str = "memory",
+    instance: int = 0,
+    *,
+    once: bool = True,
+) -> DistributedApplication:
     """Return an application whose keys remind themselves again and again."""
-    app = DistributedApplication("memory://", name="app")
+    app = application(bus, instance)
     retry = RetryPolicy(attempts=100, first=0.5, factor=1)
+    exactly_once = bus == "kafka" and once
 
-    @app.application("work/{key}", per="key", state=Count, durable=True, retry=retry)
+    @app.application(
+        "work/{key}", per="key", state=Count, durable=True, exactly_once=exactly_once, retry=retry
+    )
     async def work(context: Context) -> None:
         context.remind("tick", 1, after=5)
 
@@ -312,20 +353,34 @@ def chain(dice: random.Random, due: dict[tuple[str, int], float]) -> Distributed
 
 
 def run(seed: int, crash: float, profile: Any = None) -> None:
-    dice = random.Random(seed)
-    app = chain(dice, {})
+    app = chain(random.Random(seed), {})
     faults = replace(Faults.all(), crash=crash)
     with Harness(app, seed=seed, faults=faults, profile=profile) as harness:
-        harness.expect_failure(ValueError)
-        for key in "abc":
-            harness.publish(f"work/{key}", key=key)
-        harness.settle()
-        for _ in range(40):
-            harness.advance(20)
-        harness.settle()
-        done = harness.messages("done/+")
+        check(harness)
+
+
+def run_on_kafka(seed: int, *, once: bool = True) -> None:
+    dice, due = random.Random(seed), dict[tuple[str, int], float]()
+    apps = [chain(dice, due, "kafka", number, once=once) for number in range(2)]
+    faults = replace(Faults.all(), duplicate=0.0, most=30)
+    with Harness(*apps, seed=seed, faults=faults) as harness:
+        check(harness, once=once)
+
+
+def check(harness: Harness, *, once: bool = False) -> None:
+    """Start the chains of three keys, wait for their ends, and compare what they have published."""
+    harness.expect_failure(ValueError)
+    for key in "abc":
+        harness.publish(f"work/{key}", key=key)
+    harness.settle()
+    for _ in range(40):
+        harness.advance(20)
+        if all(6 in harness.published(f"done/{key}") for key in "abc"):
+            break
+    harness.settle()
     numbers: dict[str, dict[Any, int]] = defaultdict(dict)
-    for one in done:
+    for one in harness.messages("done/+"):
+        assert not once or one.id not in numbers[one.topic]
         assert numbers[one.topic].setdefault(one.id, int(one.payload)) == int(one.payload)
     assert len(numbers) == 3
     for of_key in numbers.values():
@@ -339,6 +394,12 @@ def test_each_reminder_has_its_effects_once_whatever_fails(
     seed: int, crash: float, profile: Any
 ) -> None:
     run(seed, crash, profile)
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_reminder_has_its_effects_once_on_kafka_whatever_fails(seed: int, once: bool) -> None:
+    run_on_kafka(seed, once=once)
 
 
 def test_without_undoing_the_states_they_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from spa_dat._limited_log import LimitedLog
 from spa_dat._logs import get_logger
+from spa_dat.errors import PublishRefused
 from spa_dat.transports import Delivery, Envelope
-from spa_dat.transports._units import Outcome
+from spa_dat.transports._units import Outcome, OwnDelivery
 from spa_dat.transports.kafka import KafkaConfig
 from spa_dat.transports.kafka._records import Record
 from spa_dat.transports.kafka.consuming import _snapshots, _unit_commits
@@ -27,7 +28,7 @@ from spa_dat.transports.kafka.consuming._snapshots import (
 )
 from spa_dat.transports.kafka.consuming._unit_commits import UnitCommits
 from spa_dat.transports.kafka.consuming._unit_tracker import RefusedOutcomes, UnitTracker
-from spa_dat.transports.kafka.producing._transactions import TransactionFailed
+from spa_dat.transports.kafka.producing._transactions import Refusals, TransactionFailed
 
 PLACE = TopicPartition("orders", 0)
 NOW = 1_000.0
@@ -240,3 +241,107 @@ async def test_who_commits_waits_when_too_much_is_not_in_the_snapshot(
         assert states.values == {}
         assert await snapshot.load(0, b"b") == b"2"
     await snapshot.close()
+
+
+def tracker_of(states: PartitionStates | None = None) -> UnitTracker:
+    """Return a tracker in which nothing is committed by itself."""
+    assignment = Assignment(1)
+    assignment.notify_at = 1_000_000
+    tracker = UnitTracker(assignment, PLACE, lambda _: None, RefusedOutcomes(), states)
+    assignment.trackers[PLACE] = tracker
+    return tracker
+
+
+def committed(tracker: UnitTracker, most: int = 100) -> tuple[int | None, list[bytes | None]]:
+    """Commit what is due; return the offset, if any, and what the outcomes have made of keys."""
+    due = tracker.due(most)
+    if due is None:
+        return None, []
+    tracker.has_committed(due)
+    return due.offset if due.news else None, [outcome.value for _, outcome in due.outcomes]
+
+
+def add(tracker: UnitTracker, key: str, value: bytes, name: str = "") -> None:
+    tracker.add(Outcome(key=key, value=value), key, name)
+
+
+def waiting(tracker: UnitTracker, offset: int) -> Delivery:
+    delivery = Delivery(Envelope(topic="orders"), tracker=tracker, token=offset)
+    tracker.slots.append(delivery)
+    return delivery
+
+
+def test_what_is_no_message_is_committed_after_the_last_message_of_its_key() -> None:
+    states = PartitionStates()
+    tracker = tracker_of(states)
+    first = waiting(tracker, 0)
+    handle(tracker, 1, key="a", value=b"a1")
+    add(tracker, "a", b"a reminded")
+    add(tracker, "b", b"b reminded")
+    handle(tracker, 2, key="a", value=b"a2")
+    # It has nothing to wait for, and moves no offset.
+    assert committed(tracker) == (None, [b"b reminded"])
+    assert committed(tracker) == (None, [])
+    first.settle()
+    assert committed(tracker) == (3, [b"a1", b"a reminded", b"a2"])
+    assert states.values == {b"a": b"a2", b"b": b"b reminded"}
+    assert not tracker.has_due
+
+
+def test_what_does_not_fit_into_a_commit_keeps_what_comes_after_it_from_being_committed() -> None:
+    tracker = tracker_of(PartitionStates())
+    handle(tracker, 0, key="a", value=b"a0")
+    for number in range(3):
+        add(tracker, "a", b"reminder %d" % number)
+    handle(tracker, 1, key="a", value=b"a1")
+    assert committed(tracker, 1) == (1, [b"a0", b"reminder 0"])
+    assert committed(tracker, 1) == (None, [b"reminder 1"])
+    assert committed(tracker, 1) == (2, [b"reminder 2", b"a1"])
+
+
+def test_what_is_refused_of_something_that_is_no_message_is_known_by_its_name() -> None:
+    tracker = tracker_of(PartitionStates())
+    delivery = OwnDelivery(Envelope(topic="t", id="a/late/1.0", key="a"), tracker=tracker, token=0)
+    refusals = tracker._refusals
+    add(tracker, "a", b"1", "a/late/1.0")
+    due = tracker.due(10)
+    assert due is not None
+    refusals.add(Refusals({0: PublishRefused("some")}, certain=False), ["a/late/1.0"])
+    assert refusals.apart(due)
+    assert tracker.refused(delivery) is None
+    refusals.add(Refusals({0: PublishRefused("this")}, certain=True), ["a/late/1.0"])
+    refused = tracker.refused(delivery)
+    assert refused is not None
+    assert not refused.letter_too
+    # A message at the offset that is its token is another one.
+    assert tracker.refused(Delivery(Envelope(topic="t"), tracker=tracker, token=0)) is None
+    tracker.has_committed(due)
+    assert tracker.refused(delivery) is None
+    assert not refusals.apart(due)
+
+
+async def test_what_is_due_first_is_found_in_memory_and_in_the_snapshot(tmp_path: Path) -> None:
+    log = LimitedLog(get_logger("spa_dat.test"))
+    snapshot = Snapshot(lambda: tmp_path / "file", log, lambda _: None)
+    await snapshot.open("id", 1)
+    states = PartitionStates(snapshot, 0)
+    states.restored = True
+    for key, wake in ((b"a", 5.0), (b"b", 3.0), (b"c", 4.0), (b"d", None)):
+        states.apply(key, b"1", wake)
+    await snapshot.write(states)
+    assert not states.values
+    for key, wake in ((b"b", 9.0), (b"c", None), (b"e", 1.0), (b"f", 6.0), (b"f", 6.0)):
+        states.apply(key, b"2", wake)
+    states.apply(b"e", None)
+    assert [*await states.first_due(9, ())] == [(b"a", 5.0), (b"f", 6.0), (b"b", 9.0)]
+    assert [*await states.first_due(1, (b"a",))] == [(b"f", 6.0)]
+    await snapshot.write(states)
+    assert [*await states.first_due(9, ())] == [(b"a", 5.0), (b"f", 6.0), (b"b", 9.0)]
+    await snapshot.close()
+    kept = PartitionStates()
+    for number in range(5_000):
+        kept.apply(b"k", b"1", float(number))
+    assert [*await kept.first_due(9, ())] == [(b"k", 4_999.0)]
+    assert len(kept._order) < 2_000
+    kept.forget()
+    assert [*await kept.first_due(9, ())] == []

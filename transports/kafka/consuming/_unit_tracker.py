@@ -9,7 +9,7 @@ from aiokafka.structs import TopicPartition
 
 from ....errors import SpaDatError
 from ..._delivery import Delivery
-from ..._units import Outcome, Refused, Unit
+from ..._units import Outcome, OwnDelivery, Refused, Unit
 from .._records import Record
 from ..producing._transactions import Refusals
 from ._assignment import Assignment
@@ -40,9 +40,13 @@ class RefusedOutcomes:
         self._apart_until = 0
         self._apart: dict[str, None] = {}
 
+    def __bool__(self) -> bool:
+        """Return whether any was."""
+        return bool(self._known)
+
     def of(self, source: Source) -> Refused | None:
         """Return why an outcome was refused, if it was."""
-        return self._known.get(source) if self._known else None
+        return self._known.get(source)
 
     def apart(self, due: Due) -> bool:
         """Return whether each record is to be sent in a batch of its own."""
@@ -170,7 +174,17 @@ class UnitTracker(PartitionTracker, Unit):
             outcome.dropped = ()
         super().settled(delivery)
 
-    def add(self, outcome: Outcome, key: str) -> None:
+    @property
+    def number(self) -> int:
+        """See `Unit.number`."""
+        return int(self.partition.partition)
+
+    @property
+    def over(self) -> bool:
+        """See `Unit.over`."""
+        return self._assignment.ended
+
+    def add(self, outcome: Outcome, key: str, name: str = "") -> None:
         """See `Unit.add`."""
         known = key_bytes(key)
         before = self._latest.get(known)
@@ -180,7 +194,9 @@ class UnitTracker(PartitionTracker, Unit):
             self._latest[known] = outcome
         outcome.size = _size_of(outcome)
         self._size += outcome.size
-        self._own.append(_Own(outcome, ""))
+        # As in `settled`.
+        outcome.dropped = ()
+        self._own.append(_Own(outcome, name))
         assignment = self._assignment
         assignment.released += 1
         if assignment.released >= assignment.notify_at:
@@ -188,8 +204,8 @@ class UnitTracker(PartitionTracker, Unit):
 
     async def first_due(self, most: int) -> Sequence[tuple[str, float]]:
         """See `Unit.first_due`."""
-        states, assignment = self.states, self._assignment
-        if states is None or self.waits or not assignment.open or assignment.ended:
+        states = self.states
+        if states is None or self.waits or self.over or not self._assignment.open:
             return ()
         found = await states.first_due(most, self._latest.keys())
         return [(key.decode("utf-8", "surrogatepass"), wake) for key, wake in found]
@@ -209,7 +225,11 @@ class UnitTracker(PartitionTracker, Unit):
 
     def refused(self, delivery: Delivery) -> Refused | None:
         """See `Unit.refused`."""
-        return self._refusals.of(delivery.token)
+        refusals = self._refusals
+        if not refusals:
+            return None
+        is_own = isinstance(delivery, OwnDelivery)
+        return refusals.of(str(delivery.envelope.id) if is_own else delivery.token)
 
     @property
     def has_due(self) -> bool:
