@@ -138,7 +138,8 @@ class MqttConsumer(Consumer):
         self._subscriptions = SubscriptionSet(
             subscription.filters,
             qos=min(subscription.qos, 1),
-            group=identity.group_of(subscription.name) if subscription.share else None,
+            group=identity.group_of(subscription.name),
+            share=subscription.share,
             timeout=max(config.connect_timeout, _SHORTEST_ANSWER),
             batch=config.subscribe_batch,
             retained=subscription.retained,
@@ -151,6 +152,8 @@ class MqttConsumer(Consumer):
         self._refused: dict[str, int] = {}
         self._pending: dict[str, _PendingFilter] = {}
         self._shortened: int | None = None
+        # The session is that of an earlier program, and was not tidied up yet.
+        self._is_inherited = False
         self._state = _NEW
         # An order: whatever arrives from now on is not accepted, in any state.
         self._stopped = False
@@ -278,6 +281,7 @@ class MqttConsumer(Consumer):
             return
         if self._state is _CONNECTING:
             self._become(_READING)
+            self._is_inherited = session_present
             if self._durable and not session_present:
                 self._stats["mqtt.session_new"] += 1
                 _log.info(
@@ -305,6 +309,9 @@ class MqttConsumer(Consumer):
             self._resume(redelivered=False)
         if not self._ready.done():
             self._ready.set_result(client)
+        if self._is_inherited:
+            self._is_inherited = False
+            self._spawn(self._subscriptions.end_other(client))
 
     def on_unreachable(self) -> None:
         """Do nothing: what is held stays held."""

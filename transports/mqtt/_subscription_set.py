@@ -42,7 +42,8 @@ class SubscriptionSet:
     Args:
         filters: plain filters to begin with.
         qos: the highest quality of service.
-        group: name of the group that shares the messages; None if they are not shared.
+        group: name of the group that instances share messages in.
+        share: whether these are shared.
         timeout: seconds for each answer of the broker.
         batch: the most filters in one packet.
         retained: for which filters retained messages are sent; see `Subscription`.
@@ -56,16 +57,19 @@ class SubscriptionSet:
         filters: Iterable[str],
         *,
         qos: int,
-        group: str | None,
+        group: str,
+        share: bool,
         timeout: float,
         batch: int,
         retained: Literal["new", "always", "never"] = "new",
     ) -> None:
         # Mosquitto 2.0 sends them to groups too, which the standard forbids.
-        self._retained = retained if group is None else "never"
+        self._retained = "never" if share else retained
         self.guard = CopyGuard()
         self._qos = qos
-        self._prefix = "" if group is None else f"$share/{group}/"
+        shared = f"$share/{group}/"
+        # That of its filters, and that which they had in a program with another ``deliver=``.
+        self._prefix, self._other_prefix = (shared, "") if share else ("", shared)
         self._timeout = timeout
         self._batch = batch
         self._at_once = _AT_ONCE
@@ -194,15 +198,13 @@ class SubscriptionSet:
         self._discarded[topic] = None
         async with self._lock:
             keep = {self._prefix + pattern for pattern in (*self._wanted, *self._in_force)}
-            found = candidates(topic, () if self._prefix else self._wanted)
-            if self._prefix:
-                found += [self._prefix + pattern for pattern in found]
+            found = [
+                prefix + pattern
+                for prefix in (self._prefix, self._other_prefix)
+                for pattern in candidates(topic, ())
+            ]
             found = [pattern for pattern in found if pattern not in keep]
-            try:
-                removed = await self._unsubscribe_all(client, found)
-            except ConnectionLost as error:
-                _log.info("an unwanted filter stays for now: %s", error)
-                return
+            removed = await self._end(client, found)
         if removed:
             _log.warning(
                 "the session still had filters that are no longer wanted, as a message"
@@ -210,6 +212,31 @@ class SubscriptionSet:
                 topic,
                 ", ".join(map(repr, removed)),
             )
+
+    async def end_other(self, client: MqttClient) -> None:
+        """Unsubscribe from the same filters as shared ones, or else as those that are not.
+
+        The session may be one of an earlier program, whose actor had another ``deliver=``: each
+        message would come once more.
+        """
+        async with self._lock:
+            others = [self._other_prefix + pattern for pattern in self._wanted]
+            removed = await self._end(client, others)
+        if removed:
+            # Some brokers say so of filters that were not there, too.
+            _log.info(
+                "removed what an earlier program with another deliver= may have left: %s",
+                ", ".join(map(repr, removed)),
+            )
+
+    async def _end(self, client: MqttClient, filters: Iterable[str]) -> list[str]:
+        """Unsubscribe from filters that may be in force; return those that were."""
+        possible = [pattern for pattern in filters if client.limits.lacking(pattern) is None]
+        try:
+            return await self._unsubscribe_all(client, possible)
+        except ConnectionLost as error:
+            _log.info("an unwanted filter stays for now: %s", error)
+            return []
 
     async def _subscribe_all(
         self, client: MqttClient, patterns: Sequence[str], batch: int

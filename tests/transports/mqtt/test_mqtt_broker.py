@@ -630,6 +630,24 @@ async def test_a_filter_of_an_older_version_is_removed_once_it_shows(
         assert [delivery.envelope.topic for delivery in got] == ["old/1", "new/x", "other"]
 
 
+@pytest.mark.parametrize("shared", [False, True])
+async def test_the_filters_of_a_program_that_shared_its_messages_or_did_not_are_removed(
+    own_mosquitto: StartBroker, shared: bool
+) -> None:
+    """As when ``deliver=`` of an actor is changed: otherwise each message comes once more."""
+    broker = own_mosquitto()
+    async with client(broker) as app:
+        await app.consume("a/+", share=not shared)
+    ended = broker.log.count("Received UNSUBSCRIBE")
+    async with client(broker) as app:
+        _, recorder = await app.consume("a/+", share=shared)
+        await eventually(lambda: broker.log.count("Received UNSUBSCRIBE") > ended)
+        await app.bus.publish(Envelope(topic="a/1", payload=b"once"), timeout=5)
+        await app.bus.publish(Envelope(topic="a/2", payload=b"end"), timeout=5)
+        await eventually(lambda: b"end" in recorder.payloads)
+        assert recorder.payloads == [b"once", b"end"]
+
+
 async def test_retained_messages_come_with_a_new_subscription_and_not_at_each_reconnect(
     own_mosquitto: StartBroker,
 ) -> None:

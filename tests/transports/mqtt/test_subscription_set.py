@@ -50,7 +50,9 @@ class Client:
 
 
 def filters(*patterns: str, group: str | None = None) -> SubscriptionSet:
-    return SubscriptionSet(patterns, qos=1, group=group, timeout=5.0, batch=100)
+    return SubscriptionSet(
+        patterns, qos=1, group=group or "app.sub", share=group is not None, timeout=5.0, batch=100
+    )
 
 
 async def test_a_filter_that_is_wanted_twice_is_subscribed_to_once() -> None:
@@ -95,16 +97,36 @@ async def test_a_message_of_a_filter_that_nobody_wants_ends_it_once(
     for _ in range(2):
         await wanted.discard(client, "a")
     (asked,) = client.unsubscribed
-    # A filter without a group may be there as well.
-    assert {"$share/g/a", "a"} & {*asked}
-    assert ("$share/g/a" in asked) == (group is not None)
+    # It may be there with and without a group: an earlier program may have had another deliver=.
+    assert {f"$share/{group or 'app.sub'}/a", "a"} <= {*asked}
     assert "on 'a' has shown; removed" in caplog.text
+
+
+@pytest.mark.parametrize(("group", "other"), [(None, "$share/app.sub/"), ("g", "")])
+async def test_the_filters_of_a_program_with_another_deliver_are_ended(
+    group: str | None, other: str
+) -> None:
+    client: Any = Client()
+    await filters("a", "b/#", group=group).end_other(client)
+    assert client.unsubscribed == [[f"{other}a", f"{other}b/#"]]
+
+
+async def test_a_broker_without_groups_is_not_asked_to_end_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client: Any = Client()
+    monkeypatch.setattr(client.limits, "lacking", lambda pattern: "no" if "$" in pattern else None)
+    await filters("a").end_other(client)
+    assert client.unsubscribed == []
 
 
 async def test_nothing_is_said_of_filters_that_were_not_there(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    client: Any = Client(dict.fromkeys(("a", "+", "#", "+/#", "a/#"), 0x11))
+    plain = ("a", "+", "#", "+/#", "a/#")
+    client: Any = Client(
+        dict.fromkeys((*plain, *(f"$share/app.sub/{pattern}" for pattern in plain)), 0x11)
+    )
     await filters("other").discard(client, "a")
     assert client.unsubscribed != []
     assert "has shown" not in caplog.text
