@@ -628,12 +628,19 @@ class Outbox:
 
     def _full(self, envelope: Envelope) -> OutboxFull:
         what, option = f"{self._capacity} publishes are waiting", "outbox"
+        hint = "wait for room with 'await socket.drain()', await the publishes, or raise the option"
         if len(self) < self._capacity:
             what, option = f"publishes of {self._size} bytes are waiting", "outbox_bytes"
+            size = len(envelope.payload)
+            if size > self._capacity_bytes:
+                # For that no room is enough that others have left.
+                hint = (
+                    f"it has {size} bytes, and more than {self._capacity_bytes} have to wait alone:"
+                    " await the publishes, or raise the option"
+                )
         full = OutboxFull(
             f"{what} for the broker's confirmation; the one to {envelope.topic!r} was not accepted:"
-            " wait for room with 'await socket.drain()', await the publishes, or raise the option"
-            f" {option!r}"
+            f" {hint} {option!r}"
         )
         full.outage = not self._connected
         return full

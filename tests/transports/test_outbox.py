@@ -169,6 +169,18 @@ async def test_a_full_outbox_refuses_and_says_what_to_do() -> None:
     outbox.submit(envelope())
 
 
+async def test_what_is_larger_than_the_outbox_is_told_that_it_has_to_wait_alone() -> None:
+    outbox = Outbox(Wire(), capacity_bytes=10)
+    large = Envelope(topic="b", payload=bytes(20))
+    small = outbox.submit(envelope())
+    with pytest.raises(OutboxFull, match=r"it has 20 bytes, and more than 10 have to wait alone"):
+        outbox.submit(large)
+    with pytest.raises(OutboxFull, match=r"wait for room with 'await socket\.drain\(\)'"):
+        outbox.submit(Envelope(topic="b", payload=bytes(10)))
+    small.cancel()
+    outbox.submit(large)
+
+
 async def test_a_refusal_ends_the_publish_and_makes_room() -> None:
     wire = Wire()
     outbox = Outbox(wire, window=1)
