@@ -111,7 +111,7 @@ class DistributedApplication:
     def __init__(
         self,
         default_socket_provider: ProviderLike | None = None,
-        *,
+        *misplaced: Never,
         name: str | None = None,
         instance: str | None = None,
         stop_timeout: float = 10.0,
@@ -129,6 +129,11 @@ class DistributedApplication:
         environment: Environment | None = None,
         **unknown: Never,
     ) -> None:
+        if misplaced:
+            raise ConfigurationError(
+                f"{type(self).__name__}() takes one address and got {quoted(misplaced[0])}, too:"
+                " options are given by name, as in name='plant'"
+            )
         if unknown:
             _refuse_keyword(type(self), unknown)
         environment = _environment(environment)
@@ -268,8 +273,8 @@ class DistributedApplication:
 
     def application(
         self,
-        topics: Topics,
-        *,
+        topics: Topics = (),
+        *misplaced: Never,
         socket_provider: ProviderLike | None = None,
         state: Any = None,
         ressources: Mapping[str, Resource] = {},
@@ -295,9 +300,14 @@ class DistributedApplication:
         Raises:
             ConfigurationError: a filter, a parameter or an option is wrong, or the name is taken.
         """
-        if callable(topics):
+        if callable(topics) or topics == ():
             raise ConfigurationError(
                 "application() needs topics: write @app.application('plant/temperature')"
+            )
+        if misplaced:
+            raise ConfigurationError(
+                f"application() got {quoted(misplaced[0])} after its topics: give several topics"
+                " as a list, and options by name"
             )
         self._registry.check_provider("application", socket_provider)
         given = {"socket_provider": socket_provider, "state": state, "ressources": ressources}

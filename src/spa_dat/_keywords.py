@@ -41,16 +41,22 @@ def keywords_of(call: Callable[..., object]) -> list[str]:
 
 
 def suggests_keywords(cls: type[C]) -> type[C]:
-    """Have the TypeError over an unknown keyword of a dataclass say which one may be meant."""
+    """Have the TypeErrors over arguments that a dataclass does not take say what it takes."""
     initialise: Callable[..., None] = cls.__init__
-    # Without itself.
-    known = frozenset(keywords_of(initialise)[1:])
+    parameters = list(inspect.signature(initialise).parameters.values())[1:]
+    known = frozenset(one.name for one in parameters)
+    first = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(initialise)
     def __init__(self: Any, *args: Any, **given: Any) -> None:  # noqa: N807
         if not given.keys() <= known:
             wrong = min(given.keys() - known)
             raise TypeError(unexpected_keyword(cls.__name__, wrong, known))
+        if len(args) > len(first):
+            raise TypeError(
+                f"{cls.__name__}() takes by position {', '.join(first) or 'nothing'}, and not"
+                f" {len(args)} values: options are given by name"
+            )
         initialise(self, *args, **given)
 
     cls.__init__ = __init__  # type: ignore[method-assign]

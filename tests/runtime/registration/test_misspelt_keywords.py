@@ -48,10 +48,25 @@ def test_the_rest_of_a_configuration_is_as_it_was() -> None:
     config = MqttConfig("broker.example", keepalive=30)
     assert dataclasses.replace(config, keepalive=20) == MqttConfig("broker.example", keepalive=20)
     assert "keepalive" in inspect.signature(MqttConfig).parameters
-    with pytest.raises(TypeError, match="positional"):
+    text = r"MqttConfig\(\) takes by position host, and not 3 values: options are given by name"
+    with pytest.raises(TypeError, match=text):
         MqttConfig("broker.example", 1883, 30)  # type: ignore[call-arg, arg-type]
 
 
 def test_an_environment_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="environment='prod': give an Environment"):
         DistributedApplication("memory://", environment="prod")  # type: ignore[arg-type]
+
+
+def test_what_is_given_by_position_and_has_a_name_is_refused_with_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"got 'plant', too: .* as in name='plant'"):
+        DistributedApplication("memory://", "plant")  # type: ignore[arg-type]
+    app = DistributedApplication("memory://")
+    with pytest.raises(ConfigurationError, match=r"got 'b' after its topics: .* as a list"):
+        app.application("a", "b")  # type: ignore[call-overload]
+
+
+def test_a_registration_without_topics_says_how_it_is_written() -> None:
+    app = DistributedApplication("memory://")
+    with pytest.raises(ConfigurationError, match=r"write @app\.application\('plant/temperature'\)"):
+        app.application()  # type: ignore[call-overload]
