@@ -107,6 +107,6 @@ class Replies(Scenarios):
         bus = await harness.bus(on_reply=lambda correlation, reply: replies.append(correlation))
         expected = [f"{number:04x}" for number in range(2000)]
         posts = [bus.post(Envelope(topic=bus.reply_address(name))) for name in expected]
-        await asyncio.wait_for(asyncio.gather(*posts), 20)
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
         await eventually(lambda: len(replies) == 2000)
         assert replies == expected

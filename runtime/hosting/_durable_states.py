@@ -39,6 +39,8 @@ T = TypeVar("T")
 _log = get_logger("spa_dat")
 _TRIM_EVERY = 3_600.0
 _MOST_IN_A_COMMIT = 1_000
+# Seconds for which a failure counts as still there unless a later attempt succeeds.
+_TRIED_WITHIN = 60.0
 # Seconds after which something that the bus had no room for is tried again.
 _AGAIN = 0.1
 
@@ -111,6 +113,17 @@ class DurableStates:
         self._problem: BaseException | None = None
         self.log: LimitedLog = LimitedLog(_log)
         self._trimmed = self._loop.time()
+        # What the last reading and writing have failed with, and when, in loop time.
+        self._failures: dict[str, tuple[StateNotWritten, float]] = {}
+
+    @property
+    def trouble(self) -> str | None:
+        """What states cannot be read or written for; None if they can, as far as is known."""
+        for failure, when in self._failures.values():
+            # Who needs it tries again and again; without that nobody learns when it is over.
+            if self._loop.time() < when + _TRIED_WITHIN:
+                return str(failure)
+        return None
 
     async def open(self, connections: Mapping[str, BusConnection]) -> None:
         """Open the store, and publish what an earlier run has committed but not sent.
@@ -281,6 +294,8 @@ class DurableStates:
         answers, numbers = await self._in_thread(work)
         if trim:
             self._trimmed = self._loop.time()
+        self._note_failure("write", (numbers,) if changes or sent or acknowledged else ())
+        self._note_failure("read", answers)
         if isinstance(numbers, Exception):
             self._committed.give_back(sent, acknowledged)
         else:
@@ -303,6 +318,14 @@ class DurableStates:
                 question.answer.set_result(answer)
         if isinstance(numbers, StateLost):
             raise numbers
+
+    def _note_failure(self, what: str, results: Sequence[object]) -> None:
+        """Note whether something that was tried has failed; without results nothing was."""
+        if results:
+            self._failures.pop(what, None)
+        for result in results:
+            if isinstance(result, StateNotWritten):
+                self._failures[what] = result, self._loop.time()
 
     def _refuse(self, error: BaseException) -> None:
         questions, self._questions = self._questions, []

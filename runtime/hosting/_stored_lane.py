@@ -64,6 +64,11 @@ class StoredLane(DurableLane):
         self.kept.forget_expired(cell)
         return super().instance_for(cell, shared)
 
+    @property
+    def trouble(self) -> str | None:
+        """As of `KeyedLane`; also what its states cannot be read or written for."""
+        return super().trouble or self._states.trouble
+
     async def peek(self, key: str) -> Any:
         """As in `DurableLane`."""
         actor = self.actor_name

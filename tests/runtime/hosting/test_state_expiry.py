@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from spa_dat import DistributedApplication, Durable, RetryPolicy
-from spa_dat.errors import StateNotWritten
+from spa_dat.errors import RequestTimeout, StateNotWritten
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.hosting import _key_alarms
 from spa_dat.testing import Faults, Harness
@@ -106,6 +106,35 @@ def test_a_store_that_fails_deletes_later(monkeypatch: pytest.MonkeyPatch) -> No
             assert stored(app) == ["a"]
         harness.advance(150)
         assert stored(app) == []
+
+
+@pytest.mark.parametrize("name", ["commit", "load"])
+def test_a_store_that_fails_is_a_problem_of_its_actors(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    app = counting([])
+    with Harness(app) as harness:
+        store: Any = runs_of(app).settings.state_store
+
+        def fails(*_: Any) -> Any:
+            raise StateNotWritten("no room")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, name, fails)
+            harness.publish("work/a", 1)
+            for _ in range(20):
+                harness.advance(5)
+                assert app.problems == {"work": "no room"}
+        harness.settle()
+        assert app.problems == {}
+        # Without anything that is tried again nobody would learn that it is over.
+        with monkeypatch.context() as patched:
+            patched.setattr(store, name, fails)
+            with pytest.raises(RequestTimeout):
+                harness.request("work/b", 1, reply=int, timeout=5)
+            assert app.problems == {"work": "no room"}
+        harness.advance(120)
+        assert app.problems == {}
 
 
 @pytest.mark.parametrize("crash", [0, 0.01])
