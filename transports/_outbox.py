@@ -615,7 +615,7 @@ class Outbox:
         """Drop what has expired; raise OutboxFull if it is too little."""
         self._drop_expired()
         if len(self) >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
-            raise self._full(envelope)
+            raise self._full(envelope, size)
 
     def _drop_expired(self) -> None:
         """Drop what has expired in the queue, if it was not looked through just now."""
@@ -626,12 +626,11 @@ class Outbox:
         for entry in [entry for entry in self._waiting if entry.expired]:
             self.drop(entry)
 
-    def _full(self, envelope: Envelope) -> OutboxFull:
+    def _full(self, envelope: Envelope, size: int) -> OutboxFull:
         what, option = f"{self._capacity} publishes are waiting", "outbox"
         hint = "wait for room with 'await socket.drain()', await the publishes, or raise the option"
         if len(self) < self._capacity:
             what, option = f"publishes of {self._size} bytes are waiting", "outbox_bytes"
-            size = len(envelope.payload)
             if size > self._capacity_bytes:
                 # For that no room is enough that others have left.
                 hint = (
