@@ -59,12 +59,15 @@ from aiokafka.protocol.group import JoinGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.types import (
+    Array,
     Boolean,
     CompactArray,
     CompactString,
     Int16,
     Int32,
+    Int64,
     Schema,
+    String,
     TaggedFields,
 )
 from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
@@ -78,6 +81,7 @@ from ...errors import ConfigurationError
 from ._errors import LoginBrokenOff, TokenRefused, WrongLoginAnswer
 
 __all__ = [
+    "EpochEndsRequest",
     "LenientRecords",
     "TopicIdsRequest",
     "accepted_logins",
@@ -271,6 +275,8 @@ _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     (TransactionManager, ("_transaction_waiter",)),
 )
 _METADATA, _WITH_IDS = 3, 10
+_EPOCH_ENDS, _WITH_THROTTLING = 23, 2
+_ANY_EPOCH = -1
 _NO_ID = b"\0" * 16
 _A_TOPIC = 2
 _LOOK_AGAIN = 0.1
@@ -915,6 +921,70 @@ class TopicIdsRequest(Request[_TopicIdsRequestStruct]):  # type: ignore[misc]
         no_tags: dict[int, bytes] = {}
         topics = [(_NO_ID, name, no_tags) for name in self._names]
         return request_struct_class(topics, False, False, True, no_tags)
+
+
+class _EpochEndsResponse(Response):  # type: ignore[misc]
+    API_KEY = _EPOCH_ENDS
+    API_VERSION = _WITH_THROTTLING
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "topics",
+            Array(
+                ("topic", String("utf-8")),
+                (
+                    "partitions",
+                    Array(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader_epoch", Int32),
+                        ("end_offset", Int64),
+                    ),
+                ),
+            ),
+        ),
+    )
+
+
+class _EpochEndsRequestStruct(RequestStruct):  # type: ignore[misc]
+    API_KEY = _EPOCH_ENDS
+    API_VERSION = _WITH_THROTTLING
+    RESPONSE_TYPE = _EpochEndsResponse
+    SCHEMA = Schema(
+        (
+            "topics",
+            Array(
+                ("topic", String("utf-8")),
+                (
+                    "partitions",
+                    Array(
+                        ("partition", Int32),
+                        ("current_leader_epoch", Int32),
+                        ("leader_epoch", Int32),
+                    ),
+                ),
+            ),
+        ),
+    )
+
+
+class EpochEndsRequest(Request[_EpochEndsRequestStruct]):  # type: ignore[misc]
+    """Asks the leader of partitions where the records of an epoch end; the library has no such one.
+
+    Args:
+        epochs: by partition.
+    """
+
+    API_KEY = _EPOCH_ENDS
+
+    def __init__(self, epochs: Mapping[TopicPartition, int]) -> None:
+        self._epochs = epochs
+
+    def build(self, request_struct_class: Any) -> Any:
+        topics: dict[str, list[tuple[int, int, int]]] = {}
+        for place, epoch in self._epochs.items():
+            topics.setdefault(place.topic, []).append((place.partition, _ANY_EPOCH, epoch))
+        return request_struct_class([*topics.items()])
 
 
 # Members of groups.

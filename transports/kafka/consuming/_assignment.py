@@ -9,6 +9,7 @@ from aiokafka.structs import TopicPartition
 
 from ..._delivery import Delivery, DeliveryState
 from ._committable_offsets import PartitionTracker
+from ._leader_epochs import LeaderEpochs
 
 __all__ = ["Assignment"]
 
@@ -39,7 +40,9 @@ class Assignment:
         ids: of the topics, as far as they are known.
         rewound: the last time to which a partition was rewound, if it ever was, in milliseconds
             since 1970 (UTC).
+        lost: the partitions that have less than was committed, and up to where they have it.
         again: the partitions that were rewound when they were assigned.
+        epochs: what was read of which leaders.
         kept: the partitions that were not, because a tool or another program has set the offset.
     """
 
@@ -59,6 +62,8 @@ class Assignment:
         self.rewound: dict[TopicPartition, int] = {}
         self.again: set[TopicPartition] = set()
         self.kept: set[TopicPartition] = set()
+        self.lost: dict[TopicPartition, int] = {}
+        self.epochs = LeaderEpochs()
         self.wake_at = -1
         self.wake_at_size = _UNLIMITED
         self._changed = asyncio.Event()

@@ -173,7 +173,13 @@ class Committer:
         try:
             async with asyncio.timeout(self._config.request_timeout):
                 assignment = self._assignment
-                await commit(self._consumer, offsets, assignment.ids, assignment.rewound)
+                await commit(
+                    self._consumer,
+                    offsets,
+                    assignment.ids,
+                    assignment.rewound,
+                    assignment.epochs,
+                )
         except kafka.CommitFailedError as error:
             # Whoever has the partitions now gets the records again.
             self._stats["kafka.commits_lost"] += 1

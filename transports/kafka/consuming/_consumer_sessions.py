@@ -26,6 +26,7 @@ from .._topic_names import Selection
 from ._assignment import Assignment
 from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching
+from ._leader_epochs import EndsLost
 from ._partition_guard import PartitionGuard
 from ._pausing import PartitionPauses
 from ._unreadable_reports import Troubles
@@ -244,6 +245,10 @@ class ConsumerSessions(abc.ABC):
                 continue
             except TopicsRecreated as error:
                 self._forget_recreated(error.names)
+                continue
+            except EndsLost:
+                # The next one begins where they end now.
+                await self._interrupted(config.backoff_min)
                 continue
             except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
                 if self.closed or self._is_final(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
 from collections.abc import Awaitable, Collection
@@ -20,6 +21,7 @@ from .._aiokafka_private import (
     end_tasks,
     keep_connections,
     leave,
+    overhear,
     separate_fetches,
     stop_consumer,
     watch_topics,
@@ -158,6 +160,7 @@ class GroupMember(ConsumerSessions):
         )
         keep_connections(client_of(consumer), self._renewed_options, self._config.connect_timeout)
         separate_fetches(client_of(consumer))
+        overhear(client_of(consumer), fetched=self._hear)
         if pattern is None:
             consumer.subscribe(topics=list(names), listener=self._rebalances)
         else:
@@ -166,6 +169,11 @@ class GroupMember(ConsumerSessions):
             whole = "|".join(f"(?:{part})" for part in every)
             consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=self._rebalances)
         return consumer
+
+    def _hear(self, topics: Any) -> None:
+        assignment = self.assignment
+        if assignment is not None:
+            assignment.epochs.hear(topics)
 
     async def _join(self, consumer: Any, guard: PartitionGuard) -> None:
         # A group that is rebalancing lets nobody in until that is done.
@@ -251,6 +259,10 @@ class GroupMember(ConsumerSessions):
             raise self._rebalances.misplaced
         await super()._look()
         assignment = self.assignment
+        if assignment is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.connect_timeout):
+                    await assignment.epochs.verify(client_of(self._consumer))
         now = asyncio.get_running_loop().time()
         if assignment is None or now < self._next_look:
             return

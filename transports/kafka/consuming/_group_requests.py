@@ -11,7 +11,8 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from .._aiokafka_private import client_of, commit_offsets, committed_offsets, describe_group
 from .._config import KafkaConfig
 from .._errors import GroupRefused
-from .._offset_notes import is_of_deleted_topic, is_ours, offset_note, rewound_to
+from .._offset_notes import Claim, claims_of, is_of_deleted_topic, is_ours, offset_note, rewound_to
+from ._leader_epochs import LeaderEpochs
 
 __all__ = [
     "NO_COORDINATOR",
@@ -95,12 +96,14 @@ class Committed(NamedTuple):
         foreign: the partitions whose offset a tool or another program has committed.
         rewound: the last time to which a partition was rewound, if it ever was, in milliseconds
             since 1970 (UTC).
+        claims: by partition, what was read up to the offset.
     """
 
     offsets: dict[TopicPartition, int]
     stale: set[TopicPartition]
     foreign: set[TopicPartition]
     rewound: dict[TopicPartition, int]
+    claims: dict[TopicPartition, list[Claim]]
 
 
 async def commit(
@@ -108,6 +111,7 @@ async def commit(
     offsets: Mapping[TopicPartition, int],
     ids: Mapping[str, str],
     rewound: Mapping[TopicPartition, int],
+    epochs: LeaderEpochs | None = None,
 ) -> None:
     """Commit once, as long as the membership lasts.
 
@@ -116,15 +120,17 @@ async def commit(
         offsets: what to commit.
         ids: of the topics; committed as metadata, to tell later which topic of that name it was.
         rewound: see `Committed`; committed as metadata, so that nothing is rewound twice.
+        epochs: know what was read; committed as metadata, to tell later whether it is still there.
 
     Raises:
         aiokafka.errors.CommitFailedError: another member may have the partitions by now.
         aiokafka.errors.KafkaError: the cluster refused it, or cannot be reached.
     """
-    wanted = {
-        tp: OffsetAndMetadata(offset, offset_note(ids.get(tp.topic), rewound.get(tp)))
-        for tp, offset in offsets.items()
-    }
+    wanted = {}
+    for tp, offset in offsets.items():
+        claims = () if epochs is None else epochs.claims(tp, offset)
+        note = offset_note(ids.get(tp.topic), rewound.get(tp), claims)
+        wanted[tp] = OffsetAndMetadata(offset, note)
     try:
         await commit_offsets(consumer, wanted)
     except _NO_MEMBER as error:
@@ -155,6 +161,7 @@ async def committed(
         stale,
         {tp for tp, note in notes.items() if not is_ours(note)},
         {tp: time for tp, time in times.items() if time is not None},
+        {tp: claims_of(note) for tp, note in notes.items() if tp not in stale},
     )
 
 

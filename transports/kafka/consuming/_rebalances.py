@@ -284,6 +284,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._units is not None:
             await self._units.take_places(self._consumer, assignment, gone)
         self._on_positions(gone)
+        self._dispatcher.forget_topics({place.topic for place in assignment.lost})
         self._say_what_comes_again(assignment)
         assignment.open = True
         if self._units is not None and not assignment.ended:
@@ -349,6 +350,16 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.wait((self._rolling_back,))
 
     def _say_what_comes_again(self, assignment: Assignment) -> None:
+        for place, end in sorted(assignment.lost.items()):
+            self._stats["kafka.ends_lost"] += 1
+            _log.warning(
+                "group %r: partition %d of topic %r has lost its end: what was read from offset %d"
+                " on is not there any more, and what has come since is read from there",
+                self._group,
+                place.partition,
+                place.topic,
+                end,
+            )
         if assignment.again:
             self._stats["kafka.partitions_rewound"] += len(assignment.again)
             _log.warning(

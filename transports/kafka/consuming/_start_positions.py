@@ -15,6 +15,7 @@ from .._offset_reset_option import start_time
 from .._topic_facts import TopicFacts, recreated, topic_facts
 from ._assignment import Assignment
 from ._group_requests import Committed, commit, committed, partitions
+from ._leader_epochs import lost_ends
 
 __all__ = ["compare", "first_since", "recreated_since", "take_places"]
 
@@ -26,8 +27,8 @@ _LOOK_AGAIN = 0.1
 async def compare(consumer: Any, assignment: Assignment, rewind_to: int | None = None) -> set[str]:
     """Check whether what the group has committed belongs to the topics that exist now.
 
-    If a topic was deleted and recreated, the new one is read from its start. Notes the ids of the
-    topics and what is committed.
+    If a topic was deleted and recreated, the new one is read from its start; if it has lost its
+    end, from there. Notes the ids of the topics and what is committed.
 
     Partitions that were not rewound to a time yet are: by whoever has them, and not by the first
     member of the group for all of them, which might be overtaken by what another one commits.
@@ -54,6 +55,13 @@ async def compare(consumer: Any, assignment: Assignment, rewind_to: int | None =
         tracker.committed = found.offsets.get(place, -1)
     for place in sorted(found.stale):
         consumer.seek(place, 0)
+    noted = {place: those for place, those in found.claims.items() if those}
+    lost, unknown = await lost_ends(client_of(consumer), noted)
+    assignment.epochs.begin(noted, lost, unknown)
+    for place, end in sorted(lost.items()):
+        consumer.seek(place, end)
+        assignment.trackers[place].committed = found.offsets[place] = end
+    assignment.lost = lost
     assignment.ids = ids
     assignment.rewound = found.rewound
     if rewind_to is not None:
@@ -129,7 +137,7 @@ async def take_places(
         # Not left to the library: it would also go to the end of partitions that appear later, and
         # where retention has removed its position.
         ids = {} if assignment is None else assignment.ids
-        offsets, stale, _, _ = await committed(consumer, partitions(consumer), ids)
+        offsets, stale, *_ = await committed(consumer, partitions(consumer), ids)
         if not offsets and not stale:
             times = (start_time(offset_reset, now), rewind_to)
             since = min((time for time in times if time is not None), default=None)
@@ -138,7 +146,7 @@ async def take_places(
             # What only a wildcard matches, and we may not read, may be meant for others.
             with contextlib.suppress(kafka.TopicAuthorizationFailedError):
                 await commit(consumer, offsets, ids, rewound)
-        again = set() if assignment is None else assignment.again
+        again = set() if assignment is None else {*assignment.again, *assignment.lost}
         for partition in sorted(consumer.assignment()):
             if partition in offsets and partition not in again:
                 consumer.seek(partition, offsets[partition])

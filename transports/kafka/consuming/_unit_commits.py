@@ -209,7 +209,8 @@ class UnitCommits:
             record = Record(self._changelog, key, outcome.value, headers, None)
             placed.append(Placed(record, place.partition))
             sources.append(source)
-        note = offset_note(assignment.ids.get(place.topic), assignment.rewound.get(place))
+        claims = assignment.epochs.claims(place, due.offset)
+        note = offset_note(assignment.ids.get(place.topic), assignment.rewound.get(place), claims)
         try:
             ends = await unit.producer.commit(
                 placed,

@@ -1,0 +1,201 @@
+"""Partitions that lose their end, and grow beyond what was read of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.structs import TopicPartition
+
+from spa_dat import DistributedApplication, KafkaConfig, Socket
+from spa_dat.testing import Kafka
+from spa_dat.transports.kafka._offset_notes import Claim, claims_of, offset_note
+from spa_dat.transports.kafka.consuming import _leader_epochs
+from spa_dat.transports.kafka.consuming._leader_epochs import EndsLost, LeaderEpochs
+from support.kafka_bus import bus_client, create, new_prefix
+from support.kafka_consuming import committed, taker
+from support.waiting import eventually
+
+PLACE = TopicPartition("t", 0)
+
+
+def cut_off(broker: Kafka, topic: str, end: int) -> None:
+    """Have the broker lose what a partition has from this offset on, as in a power cut."""
+    broker.kill()
+    folder = Path(broker.folder) / "data" / f"{topic}-0"
+    (log,) = folder.glob("*.log")
+    data, at = log.read_bytes(), 0
+    while int.from_bytes(data[at : at + 8], "big") < end:
+        at += 12 + int.from_bytes(data[at + 8 : at + 12], "big")
+    log.write_bytes(data[:at])
+    for name in ("*.index", "*.timeindex", "*.snapshot"):
+        for path in folder.glob(name):
+            path.unlink()
+    broker.start()
+
+
+async def publish(server: str, prefix: str, numbers: range) -> None:
+    """Publish numbers, each in a batch of its own."""
+    async with bus_client(server, prefix=prefix, name="sender") as client:
+        for number in numbers:
+            await client.publish("t", b"%d" % number)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.parametrize("reset", ["earliest", "latest"])
+async def test_what_has_come_at_offsets_that_were_handled_is_handled(
+    kafka_to_break: Kafka, caplog: pytest.LogCaptureFixture, reset: str
+) -> None:
+    broker, prefix = kafka_to_break, new_prefix()
+    await create(broker.server, f"{prefix}t")
+    async with taker(broker.server, "t", prefix=prefix, offset_reset=reset) as inbox:
+        await publish(broker.server, prefix, range(20))
+        await eventually(lambda: len(inbox.numbers) == 20)
+    assert await committed(broker.server, prefix) == {"t/0": 20}
+    await asyncio.to_thread(cut_off, broker, f"{prefix}t", 12)
+    await publish(broker.server, prefix, range(100, 115))
+    async with taker(broker.server, "t", prefix=prefix, offset_reset=reset) as inbox:
+        await eventually(lambda: len(inbox.numbers) >= 15)
+        assert inbox.numbers == [*range(100, 115)]
+        assert inbox.stats["kafka.ends_lost"] == 1
+    assert "has lost its end: what was read from offset 12 on" in caplog.text
+    # Once.
+    async with taker(broker.server, "t", prefix=prefix) as inbox:
+        await publish(broker.server, prefix, range(115, 116))
+        await eventually(lambda: inbox.numbers)
+        assert inbox.numbers == [115]
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_it_is_noticed_while_running_and_in_transactions(
+    kafka_to_break: Kafka, tmp_path: Path
+) -> None:
+    broker, prefix = kafka_to_break, new_prefix()
+    for topic in ("t", "copies"):
+        await create(broker.server, f"{prefix}{topic}")
+    copies: list[int] = []
+    async with broker.proxy() as proxy:
+        server = f"{proxy.host}:{proxy.port}"
+        config = KafkaConfig(server, prefix=prefix, backoff_max=0.2, request_timeout=5.0)
+        app = DistributedApplication(config, name="app", state_folder=tmp_path)
+
+        @app.application("t", exactly_once=True)
+        async def copy(number: int, socket: Socket) -> None:
+            await socket.publish("copies", number)
+
+        @app.application("copies")
+        async def note(number: int) -> None:
+            copies.append(number)
+
+        await publish(broker.server, prefix, range(20))
+        async with app:
+            await eventually(lambda: copies == [*range(20)])
+            await proxy.refuse()
+            proxy.cut()
+            # It sees nothing of the topic before that has grown again.
+            await asyncio.to_thread(cut_off, broker, f"{prefix}t", 12)
+            await publish(broker.server, prefix, range(100, 120))
+            await proxy.allow()
+            await eventually(lambda: set(range(100, 120)) <= set(copies))
+            assert app.stats["kafka.ends_lost"] == 1
+
+
+def batch(start: int, count: int, epoch: int) -> bytes:
+    content = (
+        epoch.to_bytes(4, "big") + b"\2" + bytes(6) + (count - 1).to_bytes(4, "big") + bytes(40)
+    )
+    return start.to_bytes(8, "big") + len(content).to_bytes(4, "big") + content
+
+
+def answer(*batches: bytes) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    return [(PLACE.topic, [(PLACE.partition, 0, 0, b"".join(batches))])]
+
+
+def test_what_was_read_is_noted_with_the_epochs_of_its_leaders() -> None:
+    epochs = LeaderEpochs()
+    assert epochs.claims(PLACE, 5) == []
+    epochs.hear(answer(batch(0, 10, 3), batch(10, 5, 3)))
+    assert epochs.claims(PLACE, 12) == [Claim(3, 12)]
+    # What was compacted away before the next one claims nothing.
+    epochs.hear(answer(batch(20, 2, 5)))
+    assert epochs.claims(PLACE, 15) == [Claim(3, 15)]
+    assert epochs.claims(PLACE, 21) == [Claim(3, 15), Claim(5, 21)]
+    # A batch that is cut off was not read.
+    epochs.hear(answer(batch(22, 2, 6)[:-1]))
+    assert epochs.claims(PLACE, 22) == [Claim(3, 15), Claim(5, 22)]
+    # Something is read again.
+    epochs.hear(answer(batch(10, 5, 3)))
+    assert epochs.claims(PLACE, 15) == [Claim(3, 15)]
+
+
+def test_a_note_has_what_was_read() -> None:
+    claims = [Claim(3, 15), Claim(5, 22)]
+    note = offset_note("id", 7, claims)
+    assert claims_of(note) == claims
+    assert offset_note("", None, claims) == ""
+    for wrong in ("", "topic-id=x", "epochs=", "epochs=1", "epochs=1:2:3x", "xepochs=1:2"):
+        assert claims_of(wrong) in ([], [Claim(1, 2)] if wrong == "epochs=1:2:3x" else [])
+    assert claims_of("epochs=" + ",".join(["9999999999:1"] * 3)) == []
+
+
+class Leader:
+    """A client of a cluster that says where epochs end."""
+
+    def __init__(
+        self,
+        ends: dict[int, int],
+        code: int = 0,
+        leader: int | None = 1,
+        *,
+        silent: bool = False,
+    ) -> None:
+        self.ends, self.code, self.leader, self.silent = ends, code, leader, silent
+        self.cluster = self
+
+    def leader_for_partition(self, place: TopicPartition) -> int | None:
+        return self.leader
+
+    async def send(self, node: int, request: Any) -> Any:
+        if self.silent:
+            await asyncio.get_running_loop().create_future()
+        ((place, epoch),) = request._epochs.items()
+        end = self.ends.get(epoch, -1)
+        self.topics = [(place.topic, [(self.code, place.partition, epoch, end)])]
+        return self
+
+
+@contextlib.contextmanager
+def lost(end: int) -> Iterator[None]:
+    with pytest.raises(EndsLost) as caught:
+        yield
+    assert caught.value.ends == {PLACE: end}
+
+
+async def test_only_what_the_cluster_says_that_it_has_less_of_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_leader_epochs, "_PATIENCE", 0.01)
+    epochs = LeaderEpochs()
+    epochs.hear(answer(batch(0, 10, 3)))
+    # Nothing is asked before there is a later epoch.
+    await epochs.verify(Leader({3: 0}))
+    epochs.hear(answer(batch(10, 10, 4)))
+    for unknown in (
+        Leader({}, leader=None),
+        Leader({3: 5}, code=6),
+        Leader({3: 5}, silent=True),
+    ):
+        await epochs.verify(unknown)
+    assert epochs.claims(PLACE, 20) == [Claim(3, 10), Claim(4, 20)]
+    with lost(5):
+        await epochs.verify(Leader({3: 5}))
+    await epochs.verify(Leader({3: 10}))
+    assert epochs.claims(PLACE, 20) == [Claim(4, 20)]
+    # It was verified.
+    await epochs.verify(Leader({3: 5}))

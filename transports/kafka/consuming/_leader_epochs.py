@@ -1,0 +1,203 @@
+"""Leader epochs: noticing that a partition has lost its end, and has other records there by now."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any
+
+import aiokafka.errors as kafka
+from aiokafka.structs import TopicPartition
+
+from .._aiokafka_private import EpochEndsRequest
+from .._offset_notes import MOST_CLAIMS, Claim
+
+__all__ = ["EndsLost", "LeaderEpochs", "lost_ends"]
+
+# Of a batch: its offset, its length from here on, its epoch, its format, how many offsets follow.
+_HEAD, _BEFORE_LENGTH = struct.Struct(">qiib6xi"), 12
+_SECOND_FORMAT = 2
+# Seconds for one answer: less than an assignment may take to begin.
+_PATIENCE = 1.0
+
+
+class EndsLost(Exception):
+    """Partitions have less than was read of them.
+
+    Args:
+        ends: the offsets up to which they have it.
+    """
+
+    def __init__(self, ends: Mapping[TopicPartition, int]) -> None:
+        super().__init__(", ".join(f"{place.topic}-{place.partition}" for place in sorted(ends)))
+        self.ends = ends
+
+
+class LeaderEpochs:
+    """The leader epochs of what was read, by partition.
+
+    Each record has the epoch of the leader that has appended it. What a group has read of an epoch
+    is a claim: that the log has records of it up to some offset. If it has less, what comes after
+    that is not what was read there.
+    """
+
+    def __init__(self) -> None:
+        # What is to be verified, as there is a later epoch: oldest first.
+        self._claims: dict[TopicPartition, list[Claim]] = {}
+        # What was read last.
+        self._current: dict[TopicPartition, Claim] = {}
+
+    def begin(
+        self,
+        noted: Mapping[TopicPartition, Sequence[Claim]],
+        lost: Container[TopicPartition],
+        unknown: Container[TopicPartition],
+    ) -> None:
+        """Forget everything but what was committed.
+
+        Args:
+            noted: what was noted with the offsets.
+            lost: the partitions that have less.
+            unknown: the partitions of which that cannot be told yet.
+        """
+        known = {place: those for place, those in noted.items() if those and place not in lost}
+        self._claims = {place: [*those] for place, those in known.items() if place in unknown}
+        self._current = {place: those[-1] for place, those in known.items()}
+
+    def hear(self, topics: Any) -> None:
+        """Take notice of an answer to a fetch."""
+        for name, partitions in topics:
+            for number, code, _, *parts in partitions:
+                if not code and parts[-1]:
+                    self._read(TopicPartition(name, number), parts[-1])
+
+    def _read(self, place: TopicPartition, data: bytes) -> None:
+        current = self._current.get(place)
+        for start, end, epoch in _batches(data):
+            # Otherwise something is read again.
+            if current is not None and epoch != current.epoch and start >= current.upto:
+                claims = self._claims.setdefault(place, [])
+                if claims and claims[-1].epoch == current.epoch:
+                    claims.pop()
+                claims.append(current)
+                del claims[:-MOST_CLAIMS]
+            current = Claim(epoch, end)
+        if current is not None:
+            self._current[place] = current
+
+    def claims(self, place: TopicPartition, offset: int) -> list[Claim]:
+        """Return what to note with an offset that is committed."""
+        found: list[Claim] = []
+        for claim in (*self._claims.get(place, ()), self._current.get(place)):
+            if claim is None:
+                break
+            found.append(Claim(claim.epoch, min(claim.upto, offset)))
+            if claim.upto >= offset:
+                break
+        return found[-MOST_CLAIMS:]
+
+    async def verify(self, client: Any) -> None:
+        """Ask the cluster whether it has what was read, if that may have changed.
+
+        Args:
+            client: the library's.
+
+        Raises:
+            EndsLost: it has less in some partitions.
+        """
+        if not self._claims:
+            return
+        asked = {place: [*claims] for place, claims in self._claims.items()}
+        lost, unknown = await lost_ends(client, asked)
+        if lost:
+            raise EndsLost(lost)
+        for place in asked.keys() - unknown:
+            left = [claim for claim in self._claims.get(place, ()) if claim not in asked[place]]
+            self._claims[place] = left
+        self._claims = {place: those for place, those in self._claims.items() if those}
+
+
+async def lost_ends(
+    client: Any, claims: Mapping[TopicPartition, Sequence[Claim]]
+) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
+    """Find the partitions that have less than somebody has read of them.
+
+    Args:
+        client: the library's.
+        claims: what was read.
+
+    Returns:
+        the offsets up to which they have what was read, and the partitions of which that cannot be
+        told now.
+    """
+    lost: dict[TopicPartition, int] = {}
+    unknown: set[TopicPartition] = set()
+    for turn in range(max(map(len, claims.values()), default=0)):
+        asked = {
+            place: those[turn]
+            for place, those in claims.items()
+            if turn < len(those) and place not in unknown
+        }
+        by_leader: defaultdict[int, list[TopicPartition]] = defaultdict(list)
+        for place in sorted(asked):
+            by_leader[_leader(client, place)].append(place)
+        unknown.update(by_leader.pop(-1, ()))
+        ends = [
+            _ends(client, leader, {place: asked[place].epoch for place in places})
+            for leader, places in by_leader.items()
+        ]
+        # One that does not answer must not keep what others lead from being read.
+        for answered in await asyncio.gather(*ends):
+            if answered is None:
+                return {}, set()
+            for place, end in answered.items():
+                if end is None:
+                    unknown.add(place)
+                elif 0 <= end < asked[place].upto:
+                    lost[place] = min(end, lost.get(place, end))
+    return lost, unknown - lost.keys()
+
+
+async def _ends(
+    client: Any, leader: int, epochs: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int | None] | None:
+    """Ask a leader where epochs end.
+
+    Returns:
+        the offset behind the last record of each epoch, -1 if nobody will ever know it, and None if
+        the leader does not say so now; None if such a cluster never does.
+    """
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            answer = await client.send(leader, EpochEndsRequest(epochs))
+    except (NotImplementedError, kafka.IncompatibleBrokerVersion):
+        return None
+    except (kafka.KafkaError, OSError):
+        return dict.fromkeys(epochs)
+    ends: dict[TopicPartition, int | None] = {}
+    for name, partitions in answer.topics:
+        for code, number, _, end in partitions:
+            error = kafka.for_code(code)
+            said = end if error is kafka.NoError else None if error.retriable else -1
+            ends[TopicPartition(name, number)] = said
+    return ends
+
+
+def _leader(client: Any, place: TopicPartition) -> int:
+    leader = client.cluster.leader_for_partition(place)
+    return -1 if leader is None else int(leader)
+
+
+def _batches(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield of each batch in an answer to a fetch its offset, the one behind it, and its epoch."""
+    at, last_head = 0, len(data) - _HEAD.size
+    while at <= last_head:
+        start, length, epoch, magic, more = _HEAD.unpack_from(data, at)
+        at += _BEFORE_LENGTH + length
+        # The last one may be cut off.
+        if length < 0 or at > len(data):
+            return
+        if magic >= _SECOND_FORMAT and epoch >= 0:
+            yield start, start + more + 1, epoch
