@@ -687,6 +687,7 @@ def overhear(
     joined: Callable[[int], None] | None = None,
     produced: Callable[[Any], None] | None = None,
     unanswered: Callable[[Sequence[TopicPartition], bool], None] | None = None,
+    throttled: Callable[[int], None] | None = None,
 ) -> None:
     """Listen to the answers that a client of the library gets: they say more than it passes on.
 
@@ -697,6 +698,8 @@ def overhear(
         produced: called with the topics of each answer to a produce request.
         unanswered: called with the partitions of each produce request without an answer, and
             whether the connection was closed over it, and not lost or refused before.
+        throttled: called with how many milliseconds a broker leaves a connection alone, as more
+            was sent or fetched than a quota allows.
     """
     send = client.send
 
@@ -708,6 +711,8 @@ def overhear(
                 closed = isinstance(error, kafka.KafkaConnectionError)
                 unanswered(_places_of(request), closed)
             raise
+        if throttled is not None and (milliseconds := getattr(answer, "throttle_time_ms", 0)):
+            throttled(milliseconds)
         if isinstance(request, FetchRequest):
             if fetched is not None:
                 fetched(answer.topics)

@@ -163,7 +163,20 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (kafka.InvalidTopicError, "not a valid topic name"),
     (InvalidRecordError, "the record violates a rule of the topic"),
     (UnsupportedCompressionError, "this compression is not accepted (option compression)"),
-    (kafka.InvalidTimestampError, "the timestamp is out of the range that the topic accepts"),
+    (
+        kafka.InvalidTimestampError,
+        (
+            "the timestamp is out of the range that the topic accepts (compare the clocks of this"
+            " machine and of the brokers; message.timestamp.after.max.ms)"
+        ),
+    ),
+    (
+        kafka.OffsetMetadataTooLargeError,
+        (
+            "what is noted with an offset is longer than the brokers allow"
+            " (offset.metadata.max.bytes; set it to 256 or more)"
+        ),
+    ),
     (
         kafka.CorruptRecordException,
         "the record is not acceptable to the topic (does it have a key?)",

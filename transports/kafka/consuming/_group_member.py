@@ -28,6 +28,7 @@ from .._aiokafka_private import (
 )
 from .._bus_context import BusContext
 from .._reachability import Brokers
+from .._throttling import Throttling
 from .._topic_facts import TopicsRecreated
 from ._assignment import Assignment
 from ._commits import Committer
@@ -88,6 +89,7 @@ class GroupMember(ConsumerSessions):
         )
         self._next_look = 0.0
         self._looks_in_vain = 0
+        self._throttling = Throttling(f"consumer {self.identifier!r}", self._stats)
 
     @property
     def assignment(self) -> Assignment | None:
@@ -160,7 +162,7 @@ class GroupMember(ConsumerSessions):
         )
         keep_connections(client_of(consumer), self._renewed_options, self._config.connect_timeout)
         separate_fetches(client_of(consumer))
-        overhear(client_of(consumer), fetched=self._hear)
+        overhear(client_of(consumer), fetched=self._hear, throttled=self._throttling.hear)
         if pattern is None:
             consumer.subscribe(topics=list(names), listener=self._rebalances)
         else:

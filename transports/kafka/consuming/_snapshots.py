@@ -58,6 +58,7 @@ class PartitionStates:
         at: when the position was the end of the changelog, or reading it from its start began, in
             seconds since 1970.
         size: bytes in ``values``, or more.
+        seen: whether any state was ever committed, as far as it is known.
         forgotten: how often everything was forgotten.
     """
 
@@ -71,6 +72,7 @@ class PartitionStates:
         self.restored = False
         self.at = 0.0
         self.size = self.forgotten = 0
+        self.seen = False
         self._snapshot = snapshot
 
     @property
@@ -96,6 +98,7 @@ class PartitionStates:
             value: what is kept of that; None for nothing.
             wake: when something is to be done with it; None for never.
         """
+        self.seen = True
         if wake is not None:
             self._wake_at(key, wake)
         elif self.wakes:
@@ -121,7 +124,7 @@ class PartitionStates:
         self.wakes = {}
         self._order = []
         self.position = self.size = 0
-        self.restored = False
+        self.restored = self.seen = False
         self.at = 0.0
         self.forgotten += 1
 

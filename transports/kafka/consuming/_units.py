@@ -65,6 +65,8 @@ class Units:
         if subscription.keeps_states:
             application = context.surroundings.identity.application
             self._changelog = context.names.states(application, subscription.name)
+        # Partitions of which nothing is committed.
+        self._without_offset: set[TopicPartition] = set()
         # Whether it was said that its settings may not be seen.
         self._said_unknown = False
         # That of the changelog whose states these are; empty before one was read.
@@ -250,6 +252,7 @@ class Units:
         def restored(states: PartitionStates) -> None:
             on_restored(places[states.partition])
             self._on_restored()
+            self._look_for_offset(places[states.partition], states)
 
         while True:
             left = {it.partition: it for it in self._states.values() if not it.restored}
@@ -277,6 +280,19 @@ class Units:
                 )
             await asyncio.sleep(backoff.next_delay())
 
+    def _look_for_offset(self, place: TopicPartition, states: PartitionStates) -> None:
+        """Log that what has led to the states may come again: they are committed with an offset."""
+        if place in self._without_offset and states.seen:
+            self._without_offset.discard(place)
+            self._log.warning(
+                "group %r: partition %d of topic %r has states of keys, and no offset is committed"
+                " there any more: it has expired (offsets.retention.minutes of the brokers), or was"
+                " deleted. Messages that these states are of may be handled once more",
+                self._group,
+                place.partition,
+                place.topic,
+            )
+
     async def _know_changelog(self, identifier: str, partitions: int) -> None:
         """Forget all states if they are those of another changelog."""
         if identifier != self._changelog_id:
@@ -296,6 +312,7 @@ class Units:
             place = await states.snapshot.place(states.partition)
             if place is not None and states.forgotten == forgotten:
                 states.position, states.at = place
+                states.seen = states.position > 0
 
     def leave(self, assignment: Assignment) -> None:
         """Note where the partitions of an assignment begin again if nothing is committed."""
@@ -307,6 +324,11 @@ class Units:
         self, consumer: Any, assignment: Assignment, gone: Collection[str]
     ) -> None:
         """Go to what is committed, as the library may have asked for it too early."""
+        self._without_offset = {
+            place
+            for place, tracker in assignment.trackers.items()
+            if tracker.committed < 0 and place not in self._first and place.topic not in gone
+        }
         for partition, tracker in assignment.trackers.items():
             if partition.topic in gone:
                 self._first.pop(partition, None)

@@ -30,6 +30,7 @@ from .._config import KafkaConfig
 from .._errors import translate
 from .._reachability import Reachability
 from .._records import Record
+from .._throttling import Throttling
 from ._closed_connections import ClosedConnections, ClosedOver
 from ._closing import close_producer
 from ._partition_queue import PartitionQueue, TopicQueue
@@ -64,6 +65,7 @@ class Producer:
         choice: source of the partitions of records without a key.
         known: topics known to exist.
         on_trouble: called when a connection is lost or the producer breaks.
+        throttling: is told when the cluster makes it wait.
 
     Attributes:
         broken: why it cannot continue; None while it can.
@@ -86,6 +88,7 @@ class Producer:
         choice: random.Random,
         known: Sequence[str],
         on_trouble: Callable[[], None],
+        throttling: Throttling,
     ) -> None:
         self.broken: BaseException | None = None
         self.accused: OutboxEntry | None = None
@@ -117,7 +120,12 @@ class Producer:
         client = self._library.client
         keep_connections(client, partial(renewed_options, config), config.connect_timeout)
         self.reachability = Reachability(config, client_id, client)
-        overhear(client, produced=self._hear, unanswered=self._hear_nothing)
+        overhear(
+            client,
+            produced=self._hear,
+            unanswered=self._hear_nothing,
+            throttled=throttling.hear,
+        )
         on_connection_closed(client, self._on_loss)
         client.cluster.add_listener(self._on_metadata)
         # As long as it knows no topic, the library requests all of them, every time.

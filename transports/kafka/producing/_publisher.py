@@ -13,6 +13,7 @@ from ..._outbox import Outbox, OutboxEntry
 from .._config import KafkaConfig
 from .._errors import connect_problem, describe, is_obstacle
 from .._reachability import MOVED, reach
+from .._throttling import Throttling
 from ._closed_connections import refused_publish
 from ._partition_queue import blames_records
 from ._producer import Producer
@@ -76,6 +77,7 @@ class Publisher:
         self._on_connected = on_connected
         self._backoff = config.backoff(surroundings.environment)
         self._suspects: set[OutboxEntry] = set()
+        self._throttling = Throttling(f"the producer of {client_id!r}", surroundings.stats)
         self._refusing: dict[TopicPartition, float] = {}
         self._trouble = asyncio.Event()
         self._producer: Producer | None = None
@@ -131,6 +133,7 @@ class Publisher:
             self._random,
             self._own,
             self._trouble.set,
+            self._throttling,
         )
         await producer.start()
         return producer

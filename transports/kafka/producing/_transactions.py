@@ -255,6 +255,9 @@ class TransactionalProducer:
             for end in ending:
                 if end.done():
                     why = None if end.cancelled() else end.exception()
+                    if why is not None and type(why) is kafka.KafkaError:
+                        # The library has words of its own for what it did not expect.
+                        why = why.__cause__ or why
                     raise why or kafka.KafkaError("a task of the library has ended")
             raise TimeoutError(f"no answer within {seconds:g} s")
         finally:
