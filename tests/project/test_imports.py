@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from support.unmeasured import unmeasured_environment
+
 _CLIENT_LIBRARIES = frozenset(
     {
         "aiokafka",
@@ -61,6 +63,7 @@ def _modules(program: str, *options: str) -> set[str]:
         capture_output=True,
         text=True,
         check=True,
+        env=unmeasured_environment(),
     )
     return set(done.stdout.split())
 

@@ -15,6 +15,7 @@ from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope, Identity
 from spa_dat.transports._outbox_file import Rows, messages_in, row_of
+from support.unmeasured import unmeasured_environment
 from support.waiting import eventually
 
 
@@ -55,7 +56,7 @@ def test_without_the_option_sqlite_is_not_imported() -> None:
         "import sys; from spa_dat import DistributedApplication, OutboxFile; "
         "DistributedApplication('memory://', name='plant'); assert 'sqlite3' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, env=unmeasured_environment())
 
 
 async def test_a_child_process_publishes_into_the_file_of_its_application(tmp_path: Path) -> None:
