@@ -40,7 +40,7 @@ class BrokerProcess(abc.ABC):
 
     host = "127.0.0.1"
     title = "the broker"
-    _start_timeout = 15.0
+    _start_timeout = 30.0
     _stop_timeout = 10.0
 
     def __init__(self) -> None:

@@ -92,7 +92,8 @@ class Kafka(BrokerProcess):
     """
 
     title = "Kafka"
-    _start_timeout = 40.0
+    # On a machine that has much else to do, Java takes long.
+    _start_timeout = 90.0
     _stop_timeout = 20.0
 
     def __init__(
