@@ -24,7 +24,13 @@ from spa_dat.transports._units import Outcome
 from spa_dat.transports.kafka._aiokafka_private import stop_consumer
 from spa_dat.transports.kafka._takeovers import Takeovers
 from spa_dat.transports.kafka._topic_facts import TopicFacts
-from spa_dat.transports.kafka.consuming import _commits, _partition_guard, _units
+from spa_dat.transports.kafka.consuming import (
+    _commits,
+    _partition_guard,
+    _rebalances,
+    _start_positions,
+    _units,
+)
 from spa_dat.transports.kafka.consuming._assignment import Assignment
 from spa_dat.transports.kafka.consuming._changelog import restore
 from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
@@ -32,7 +38,7 @@ from spa_dat.transports.kafka.consuming._dispatcher import Dispatcher
 from spa_dat.transports.kafka.consuming._group_requests import commit, misassigned
 from spa_dat.transports.kafka.consuming._lag import lag_of
 from spa_dat.transports.kafka.consuming._partition_guard import PartitionGuard
-from spa_dat.transports.kafka.consuming._start_positions import recreated_since
+from spa_dat.transports.kafka.consuming._start_positions import compare, recreated_since
 from spa_dat.transports.kafka.consuming._units import Units
 from spa_dat.transports.kafka.consuming._unreadable_reports import Troubles, Unreadable
 from spa_dat.transports.kafka.producing._topic_creation import Topics
@@ -295,6 +301,24 @@ async def test_members_that_start_together_at_the_end_all_get_their_places() -> 
             assert numbers == [*range(10, 20)]
 
 
+@pytest.mark.parametrize(
+    "error", [kafka.CommitFailedError(), kafka.IllegalStateError("a-0 is not assigned")]
+)
+async def test_a_start_during_which_partitions_are_reassigned_looks_for_its_places_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        publish(here, range(5))
+        errors = failing_once(monkeypatch, _start_positions, "commit", error)
+        async with taker(SERVER, "a", prefix="", offset_reset="latest") as one:
+            assert not errors
+            publish(here, range(5, 10))
+            await one.get(5)
+            assert one.numbers == [*range(5, 10)]
+            assert one.stats["kafka.reconnects"] == 0
+
+
 async def test_brokers_that_hang_while_topics_are_checked_are_waited_for() -> None:
     with world() as here:
         here.cluster.create_topic("a")
@@ -427,7 +451,9 @@ async def test_who_gives_up_waiting_for_a_filter_keeps_nobody_else_from_it() -> 
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-async def test_what_is_too_large_expired_or_not_to_be_read_holds_up_nothing(qos: int) -> None:
+async def test_what_is_too_large_expired_or_not_to_be_read_holds_up_nothing(
+    monkeypatch: pytest.MonkeyPatch, qos: int
+) -> None:
     with world() as here:
         here.cluster.create_topic("a")
         here.cluster.append("a", value=b"x" * 2_000)
@@ -436,9 +462,26 @@ async def test_what_is_too_large_expired_or_not_to_be_read_holds_up_nothing(qos:
         here.cluster.append("a", value=b"late", headers=headers, timestamp=now - 60_000)
         here.cluster.append("a", value=b"4", headers=[("content-type", STRUCTURED)])
         here.cluster.append("a", value=EVENT, headers=[("content-type", STRUCTURED)])
+        here.cluster.append("a", value=b"poison")
         publish(here, range(5, 6))
-        options: dict[str, Any] = {"max_payload": 1_000, "max_received": 1_000}
-        async with taker(SERVER, "a", prefix="", subscription={"qos": qos}, **options) as one:
+        options: dict[str, Any] = {
+            "max_payload": 1_000,
+            "max_received": 1_000,
+            "start": False,
+            "subscription": {"qos": qos},
+        }
+        async with taker(SERVER, "a", prefix="", **options) as one:
+            consumer: Any = one.consumer
+            codec = consumer._sessions._dispatcher._codec
+            decode = codec.decode
+
+            def strict(record: Any, *more: Any) -> Any:
+                if record.value == b"poison":
+                    raise ValueError("not mine")
+                return decode(record, *more)
+
+            monkeypatch.setattr(codec, "decode", strict)
+            await one.consumer.start()
             await one.has("5")
             large, *rest = one.deliveries
             left_out = large.envelope.left_out
@@ -447,7 +490,8 @@ async def test_what_is_too_large_expired_or_not_to_be_read_holds_up_nothing(qos:
             assert rest[-2].envelope.payload == b"7"
             assert rest[-2].envelope.id == "id-7"
             assert one.stats["messages.expired"] == 1
-            await eventually(lambda: done(here) == 5)
+            assert one.stats["messages.malformed"] >= 1
+            await eventually(lambda: done(here) == 6)
 
 
 @pytest.mark.parametrize("qos", [0, 1])
@@ -622,6 +666,33 @@ async def test_whenever_brokers_begin_to_hang_while_it_starts_it_can_be_closed_a
             assert error is None or isinstance(error, ConnectionLost)
 
 
+async def test_what_is_fetched_before_it_is_known_what_is_committed_waits_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looking, had = asyncio.Event(), list[int]()
+
+    async def slowly(*arguments: Any) -> set[str]:
+        looking.set()
+        await asyncio.sleep(1)
+        had.extend(one.numbers)
+        return await compare(*arguments)
+
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(SERVER, "a", prefix="") as one:
+            publish(here, range(3))
+            await eventually(lambda: done(here) == 3)
+            monkeypatch.setattr(_rebalances, "compare", slowly)
+            here.cluster.groups[GROUP].rebalance()
+            await looking.wait()
+            publish(here, range(3, 6))
+            await eventually(lambda: done(here) == 6)
+            assert one.numbers == [*range(6)]
+            assert had == [0, 1, 2]
+            # It has not asked for them again and again.
+            assert len([it for it in here.happened("fetch") if it[2] == "3"]) <= 2
+
+
 async def test_what_comes_after_it_was_told_to_stop_is_left_to_others() -> None:
     with world() as here:
         here.cluster.create_topic("a")
@@ -636,6 +707,29 @@ async def test_what_comes_after_it_was_told_to_stop_is_left_to_others() -> None:
         async with taker(SERVER, "a", prefix="", instance="1") as two:
             await two.get(3)
             assert two.numbers == [3, 4, 5]
+
+
+async def test_without_a_group_it_stops_within_what_was_fetched_at_once() -> None:
+    with world() as here:
+        here.cluster.create_topic("a", 2)
+        fields = {"durable": False, "share": False, "window": 10}
+        async with taker(SERVER, "a", prefix="", settle=False, subscription=fields) as one:
+            for number in range(10):
+                here.cluster.append("a", number % 2, value=b"%d" % number)
+            await one.get(10)
+            for number in range(10, 18):
+                here.cluster.append("a", number % 2, value=b"%d" % number)
+            # As the window is full, they wait in the library.
+            await asyncio.sleep(2)
+            assert len(one.deliveries) == 10
+            one.on_delivery = lambda delivery: one.consumer.stop_intake()
+            for delivery in [*one.deliveries]:
+                delivery.settle()
+            await one.get(11)
+            await asyncio.sleep(5)
+            assert len({it.envelope.partition for it in one.deliveries[10:]}) == 1
+            # It has no place that is kept, so nothing can be said of a lag.
+            assert one.consumer.lag is None
 
 
 async def test_a_topic_that_is_gone_when_filters_change_is_waited_for() -> None:

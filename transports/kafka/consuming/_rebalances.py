@@ -272,9 +272,9 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._state in _PUT_OUT:
             watch_topics(self._consumer)
         self._become(MemberState.ASSIGNED)
+        # Until it is known what is committed, what is fetched would be put back again and again.
+        self._consumer.pause(*assignment.trackers)
         if isinstance(self.committer, UnitCommits):
-            # What is committed in these partitions is known only after that.
-            self._consumer.pause(*assignment.trackers)
             await self.committer.open()
             assert self._units is not None
             await self._units.prepare(self._consumer, assignment)
@@ -290,8 +290,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._units is not None and not assignment.ended:
             # The group does not wait for that.
             self._units.begin_restoring(self._on_room)
-            for partition in assignment.trackers:
-                self._on_room(partition)
+        for partition in assignment.trackers:
+            self._on_room(partition)
 
     def _tracker_of(self, assignment: Assignment, partition: TopicPartition) -> PartitionTracker:
         if self._units is None:
