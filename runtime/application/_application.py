@@ -631,6 +631,7 @@ class DistributedApplication:
         run = self._runs.current
         if run is None:
             raise ConfigurationError(f"application {self.name!r} is not running{self._runs.why}")
+        run.refuse_other_loop("wait()")
         await run.wait()
 
     def stop(self) -> None:

@@ -633,6 +633,19 @@ class Run:
         """Whether it has not stopped, and belongs to the event loop that is running."""
         return self.state < RunState.STOPPED and self._loop is asyncio.get_running_loop()
 
+    def refuse_other_loop(self, call: str) -> None:
+        """Raise ConfigurationError unless its event loop is the one that is running here.
+
+        Args:
+            call: what was called, for the error.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(
+                f"{call} of application {self._name!r} was awaited on another event loop than the"
+                " one that it was started on: await both on one loop, which a test and the fixtures"
+                " that it uses may not have in common, or end it with app.stop() from anywhere"
+            )
+
     @property
     def is_lost(self) -> bool:
         """Whether its event loop was closed, so that nothing can stop it any more."""

@@ -133,7 +133,7 @@ class Runs:
             ConfigurationError: it is running already.
             Exception: what `Run.start` raises.
         """
-        if self.current is not None:
+        if self.current is not None and self.current.is_running_here:
             await self.current.stopped()
         self.refuse("start")
         identity = self.settings.identity
@@ -161,6 +161,7 @@ class Runs:
     async def stop(self) -> None:
         """Stop the current run, if there is one."""
         if self.current is not None:
+            self.current.refuse_other_loop("aclose()")
             # Handlers that are still running use the application's sockets until they are done.
             await asyncio.shield(self.current.stop())
 

@@ -329,3 +329,21 @@ async def test_a_notebook_replaces_an_application_that_nothing_refers_to(
         await eventually(lambda: sorted(handled) == ["other", "second"])
         await second.aclose()
     await other.aclose()
+
+
+@pytest.mark.parametrize("call", ["aclose", "wait"])
+def test_what_is_awaited_on_another_event_loop_says_so(call: str) -> None:
+    """As when a fixture of a test has an event loop of its own."""
+    app = DistributedApplication("memory://", name="embedded")
+
+    @app.application("a")
+    async def handler(payload: int) -> None: ...
+
+    with asyncio.Runner() as one, asyncio.Runner() as other:
+        one.run(app.start())
+        with pytest.raises(ConfigurationError, match=rf"{call}\(\) of .* on another event loop"):
+            other.run(getattr(app, call)())
+        with pytest.raises(ConfigurationError, match="cannot start while"):
+            other.run(app.start())
+        one.run(app.aclose())
+        assert app.health().state == "ended"
