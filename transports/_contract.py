@@ -357,6 +357,17 @@ class Bus(abc.ABC):
         """
         raise NotImplementedError
 
+    def add_removal(self, outcome: Outcome, letter: Envelope) -> None:
+        """Make it part of what a message comes to that its dead letter is taken back, as `unpark`.
+
+        Only a bus whose provider has ``has_transactions`` has to define it.
+
+        Args:
+            outcome: of the message.
+            letter: as it was received.
+        """
+        raise NotImplementedError
+
     @abc.abstractmethod
     async def drain(self) -> None:
         """Wait until every pending publish has an outcome."""

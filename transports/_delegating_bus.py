@@ -99,6 +99,10 @@ class DelegatingBus(Bus):
         """See `Bus.add_output`."""
         self._bus.add_output(outcome, envelope, letter=letter)
 
+    def add_removal(self, outcome: Outcome, letter: Envelope) -> None:
+        """See `Bus.add_removal`."""
+        self._bus.add_removal(outcome, letter)
+
     async def drain(self) -> None:
         """See `Bus.drain`."""
         await self._bus.drain()

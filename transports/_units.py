@@ -79,6 +79,11 @@ class Unit(Tracker, abc.ABC):
     def over(self) -> bool:
         """Whether nothing more of it is handed out, and soon nothing more is committed."""
 
+    @property
+    @abc.abstractmethod
+    def ready(self) -> bool:
+        """Whether the states of its keys are known, and nobody before us can commit anything."""
+
     @abc.abstractmethod
     def note(self, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
         """Note the outcome of a delivery that is about to be settled, in place of any earlier one.
@@ -90,7 +95,13 @@ class Unit(Tracker, abc.ABC):
         """
 
     @abc.abstractmethod
-    def add(self, outcome: Outcome, key: str, name: str = "") -> None:
+    def add(
+        self,
+        outcome: Outcome,
+        key: str,
+        name: str = "",
+        lost: Callable[[], None] | None = None,
+    ) -> None:
         """Take the outcome of what it has not handed out, to be committed as soon as it can be.
 
         It is committed after, or together with, all that was settled of the key before, and before,
@@ -100,6 +111,7 @@ class Unit(Tracker, abc.ABC):
             outcome: the outcome, which is not changed any more.
             key: the key that it is about.
             name: of what it is the outcome of, for `refused`.
+            lost: called if it is not known to be committed, and never will be; None for nobody.
         """
 
     @abc.abstractmethod
@@ -156,4 +168,12 @@ class OwnDelivery(Delivery):
         self.state = DeliveryState.SETTLED
         if self.outcome is not None:
             assert isinstance(self.tracker, Unit)
-            self.tracker.add(self.outcome, str(self.envelope.key), str(self.envelope.id))
+            key, name = str(self.envelope.key), str(self.envelope.id)
+            self.tracker.add(self.outcome, key, name, self.lost)
+
+    def complete(self, outcome: Outcome) -> None:
+        """Note what it has come to, as it was handled."""
+        self.outcome = outcome
+
+    def lost(self) -> None:
+        """Note that what it has come to is not known to be committed, after it was settled."""

@@ -195,6 +195,9 @@ class _WatchedBus(DelegatingBus):
         finally:
             self._end(published, confirmed)
 
+    def add_removal(self, outcome: Outcome, letter: Envelope) -> None:
+        self._bus.add_removal(outcome, letter)
+
     def add_output(self, outcome: Outcome, envelope: Envelope, *, letter: bool = False) -> None:
         self._bus.add_output(outcome, envelope, letter=letter)
         if letter:

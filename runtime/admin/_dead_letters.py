@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from ..._logs import get_logger
 from ..._texts import describe, escaped, quoted
 from ...errors import ConfigurationError, SpaDatError
-from ...transports import Delivery, KafkaConfig, Replayed, named_topic
+from ...transports import DeliveryState, KafkaConfig, Replayed, named_topic
+from ...transports._units import Outcome as UnitOutcome, OwnDelivery, Unit
 from ..hosting._actor_runner import ActorRunner
 from ..messaging._bus_connection import BusConnection
 from ..messaging._letter_index import LetterIndex
@@ -32,6 +34,8 @@ log = get_logger("spa_dat")
 T = TypeVar("T")
 
 _TIMEOUT = 30.0
+# Seconds. Readers see what a transaction has removed a moment after it was committed.
+_LOOK_AGAIN = 0.05
 _ALL = LetterFilter()
 _LONGEST_WHY = 500
 # Reading letters may take a connection of its own.
@@ -53,26 +57,47 @@ class LetterOutcome:
             ``refused``, and still there; ``missing``, if there is none of that name;
             ``discarded``, and gone.
         why: in words; empty if there is nothing to say.
+        elsewhere: whether another instance may be able to.
     """
 
     letter: str
     outcome: Outcome
     why: str = ""
+    elsewhere: bool = False
 
 
 class TooManyReaders(SpaDatError):
     """Dead letters are being looked for too often at a time."""
 
 
-class _ReplayedDelivery(Delivery):
-    """The receipt of a message from its dead letter, which is still on the bus."""
+class _ReplayedDelivery(OwnDelivery):
+    """The receipt of a message from its dead letter, which is still on the bus.
 
-    is_stored: ClassVar[bool] = True
+    If it is handled as a part of a unit, the letter is removed with what it has come to.
+
+    Attributes:
+        remove: makes that a part of an outcome.
+        ended: whether it is settled, and committed if it belongs to a unit, once that is known.
+    """
+
+    remove: Callable[[UnitOutcome], None] | None = None
     ended: asyncio.Future[bool] | None = None
 
     def settle(self) -> None:
+        if self.outcome is not None and self.state is not DeliveryState.SETTLED:
+            self.outcome.committed += (partial(self._end, settled=True),)
         super().settle()
-        self._end(settled=True)
+        if self.outcome is None:
+            # As a part of a unit nothing has come of it.
+            self._end(settled=self.tracker is None)
+
+    def complete(self, outcome: UnitOutcome) -> None:
+        super().complete(outcome)
+        if self.remove is not None:
+            self.remove(outcome)
+
+    def lost(self) -> None:
+        self._end(settled=False)
 
     def withdraw(self) -> None:
         super().withdraw()
@@ -272,9 +297,27 @@ class DeadLetters:
         if isinstance(place, str):
             return LetterOutcome(name, "refused", place)
         runner, route = place
+        units = None if runner.keyed is None else runner.keyed.units
+        unit = None
+        if units is not None:
+            assert letter.message is not None
+            number = letter.message.partition
+            unit = units.numbered(number)
+            if unit is None:
+                why = (
+                    f"its message comes from partition {number}, which this instance does not have:"
+                    " the one that has it can handle the message"
+                )
+                return LetterOutcome(name, "refused", why, elsewhere=True)
+            if not unit.ready:
+                why = f"the states of partition {number} are not there yet: try again"
+                return LetterOutcome(name, "refused", why)
+            # Who had the partition before may have handled it: only now that can be seen.
+            if await self.show(name, bus=bus, since=since) is None:
+                return LetterOutcome(name, "missing")
         self._replayed[runner.name] += 1
         try:
-            return await self._replay_to(connection, letter, runner, route)
+            return await self._replay_to(connection, letter, runner, route, unit)
         finally:
             self._replayed[runner.name] -= 1
 
@@ -323,6 +366,7 @@ class DeadLetters:
         letter: StoredLetter,
         runner: ActorRunner,
         route: Route,
+        unit: Unit | None,
     ) -> LetterOutcome:
         assert letter.message is not None
         message = connection.bus.opened(letter.message, runner.options.wire)
@@ -332,6 +376,10 @@ class DeadLetters:
         )
         # Its epoch is before all others: the bus does not have it, and does not send it again.
         delivery = _ReplayedDelivery(message, epoch=-1, token=0)
+        if unit is not None:
+            # It is taken back with what its unit has handed out.
+            delivery.tracker, delivery.epoch = unit, unit.epoch
+            delivery.remove = partial(connection.bus.add_removal, letter=letter.envelope)
         delivery.ended = asyncio.get_running_loop().create_future()
         # If it fails again, it takes the same place.
         self._run.letter_gone(letter.actor)
@@ -343,6 +391,11 @@ class DeadLetters:
             error = connection.replaying.pop(identifier)
         if not settled:
             why = "the actor has stopped, or its mailbox was full"
+            if unit is not None:
+                why = (
+                    "the actor has stopped, its partition was taken away, or the transaction has"
+                    " failed, in which it was to be handled: try again if the letter is still there"
+                )
             return LetterOutcome(letter.name, "refused", why)
         if error is not None:
             return LetterOutcome(letter.name, "failed", escaped(error, _LONGEST_WHY))
@@ -352,9 +405,22 @@ class DeadLetters:
             letter.name,
             letter.actor,
         )
+        if unit is not None:
+            await self._gone(connection, letter)
+            return LetterOutcome(letter.name, "handled")
         try:
             await connection.bus.unpark(letter.envelope, timeout=_TIMEOUT)
         except Exception as refused:  # noqa: BLE001 (whatever it is, the message was handled)
             why = f"its dead letter is still there, and has to be discarded: {describe(refused)}"
             return LetterOutcome(letter.name, "handled", escaped(why, _LONGEST_WHY))
         return LetterOutcome(letter.name, "handled")
+
+    async def _gone(self, connection: BusConnection, letter: StoredLetter) -> None:
+        """Wait until everybody sees that a letter is removed, so that nobody replays it again."""
+        with contextlib.suppress(TimeoutError, SpaDatError):
+            async with asyncio.timeout(_TIMEOUT):
+                while True:
+                    found = await self._found(connection, letter.name, letter.stored)
+                    if found is None:
+                        return
+                    await asyncio.sleep(_LOOK_AGAIN)

@@ -57,11 +57,13 @@ class LetterAnswer(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
         instance: who answers.
         outcome: as of `LetterOutcome`; None from who only says that it is there.
         why: the same.
+        elsewhere: the same.
     """
 
     instance: str
     outcome: Outcome | None = None
     why: str = ""
+    elsewhere: bool = False
 
 
 _decode = msgspec.json.Decoder(LetterCommand).decode
@@ -136,7 +138,9 @@ class LetterCommands:
                 since=command.since,
                 anyway=command.anyway,
             )
-            answer = LetterAnswer(instance=own, outcome=done.outcome, why=done.why)
+            answer = LetterAnswer(
+                instance=own, outcome=done.outcome, why=done.why, elsewhere=done.elsewhere
+            )
         except TooManyReaders as error:
             self._cannot(connection, command, own, describe(error))
             return

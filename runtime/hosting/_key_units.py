@@ -41,6 +41,10 @@ class KeyUnits:
             if isinstance(unit, Unit):
                 yield unit
 
+    def numbered(self, number: int | None) -> Unit | None:
+        """Return the unit with a number, if this instance has it."""
+        return next((unit for unit in self if unit.number == number and not unit.over), None)
+
     def look(self, most: int) -> asyncio.Future[Sequence[tuple[str, float]]]:
         """Return the keys in which something is to be done first, and when, in that order."""
         return asyncio.ensure_future(self._look(most))

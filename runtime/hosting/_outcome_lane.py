@@ -39,13 +39,16 @@ class OutcomeLane(Lane):
             return
         outcome = Outcome()
         self.connection.bus.add_output(outcome, letter, letter=True)
-        note(unit, delivery, outcome)
+        if isinstance(delivery, OwnDelivery):
+            delivery.outcome = outcome
+        else:
+            unit.note(delivery, outcome)
 
 
 def note(unit: Unit, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
-    """Note the outcome of a delivery that is about to be settled, whoever has handed it out."""
+    """Note what a delivery has come to that was handled, whoever has handed it out."""
     if isinstance(delivery, OwnDelivery):
-        delivery.outcome = outcome
+        delivery.complete(outcome)
     else:
         unit.note(delivery, outcome, hurry=hurry)
 

@@ -90,7 +90,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
         if not isinstance(unit, Unit):
             raise Reject(
                 "a message of a durable key has to come from its partition, with which its state is"
-                " committed: publish it again on its topic"
+                " committed: publish it on its topic"
             )
         refuse_again(unit, delivery)
         self._check_key(cell, delivery.envelope)
@@ -187,7 +187,9 @@ class PartitionedLane(OutcomeLane, DurableLane):
             # The reply that it had may wait for the same commit, and has to go first.
             turn.outcome = Outcome()
             self.make_replies().send_error(turn, self.source, *ALREADY_HANDLED)
-            note(unit, delivery, turn.outcome, hurry=True)
+            unit.note(delivery, turn.outcome, hurry=True)
+        elif isinstance(delivery, OwnDelivery):
+            delivery.complete(Outcome())
 
     async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
         """As in `OutcomeLane`; a reminder that becomes a dead letter is set no more."""

@@ -80,9 +80,10 @@ def dead_letter(
         digest = envelope.left_out.sha256
         headers["spa_dead_size"] = str(envelope.left_out.size)
         headers["spa_dead_sha256"] = digest
+    if envelope.partition is not None:
+        headers["spa_dead_partition"] = str(envelope.partition)
     if envelope.offset is not None:
         # Where the original can still be found.
-        headers["spa_dead_partition"] = str(envelope.partition)
         headers["spa_dead_offset"] = str(envelope.offset)
     identity = envelope.identity
     if identity is not None:

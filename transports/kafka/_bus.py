@@ -182,12 +182,11 @@ class KafkaBus(Bus):
             record = self._encode(envelope)
         outcome.outputs.append(record)
 
+    def add_removal(self, outcome: Outcome, letter: Envelope) -> None:
+        outcome.outputs.append(self._encode(_removed(letter)))
+
     async def unpark(self, letter: Envelope, *, timeout: float) -> None:
-        # A topic forgets nothing on request: who reads the letters finds that this one is gone. It
-        # has the letter's key, and so comes after it in the same partition.
-        removed = Envelope(
-            topic=letter.topic, key=letter.key, raw_key=letter.raw_key, tombstone=True
-        )
+        removed = _removed(letter)
         await self._publisher.outbox.publish(removed, timeout, self._encode(removed))
 
     def take_commands(self, on_command: Callable[[Envelope], None]) -> None:
@@ -284,3 +283,11 @@ class KafkaBus(Bus):
                 " 'max_payload' if the cluster allows it"
             )
         return record
+
+
+def _removed(letter: Envelope) -> Envelope:
+    """Return what says that a dead letter is gone, as a topic forgets nothing on request.
+
+    It has the letter's key, and so comes after it in the same partition.
+    """
+    return Envelope(topic=letter.topic, key=letter.key, raw_key=letter.raw_key, tombstone=True)

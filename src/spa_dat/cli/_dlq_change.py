@@ -415,6 +415,22 @@ class _Desk:
                 return LetterAnswer(instance="", outcome="refused", why=why)
             # Whoever shares the messages may handle them; others refuse it.
             chosen = next(iter(self._instances))
+        answer = await self._replay_by(chosen, application, letter, instance, timeout)
+        if instance is None:
+            for other in [name for name in self._instances if name != chosen]:
+                if not answer.elsewhere:
+                    break
+                answer = await self._replay_by(other, application, letter, None, timeout)
+        return answer
+
+    async def _replay_by(
+        self,
+        chosen: str,
+        application: str,
+        letter: StoredLetter,
+        instance: str | None,
+        timeout: float,
+    ) -> LetterAnswer:
         asked = self._asked(
             application,
             ask="replay",

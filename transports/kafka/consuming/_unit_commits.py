@@ -274,6 +274,7 @@ class UnitCommits:
             await asyncio.wait((last,))
         if unit.task is not None:
             unit.task.cancel()
+        unit.tracker.give_up()
         await unit.producer.close()
 
     async def _last(self, unit: _Unit, *, lost: bool) -> None:

@@ -110,6 +110,7 @@ class _Own(NamedTuple):
 
     outcome: Outcome
     name: str
+    lost: Callable[[], None] | None
 
 
 class UnitTracker(PartitionTracker, Unit):
@@ -140,6 +141,9 @@ class UnitTracker(PartitionTracker, Unit):
         self._latest: dict[bytes, Outcome] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._own: list[_Own] = []
+        # Those of them that are being committed.
+        self._begun: list[_Own] = []
+        self._given_up = False
         self._size = 0
         self._refusals = refusals
 
@@ -184,8 +188,23 @@ class UnitTracker(PartitionTracker, Unit):
         """See `Unit.over`."""
         return self._assignment.ended
 
-    def add(self, outcome: Outcome, key: str, name: str = "") -> None:
+    @property
+    def ready(self) -> bool:
+        """See `Unit.ready`."""
+        return self._assignment.open and not self.over and not self.waits
+
+    def add(
+        self,
+        outcome: Outcome,
+        key: str,
+        name: str = "",
+        lost: Callable[[], None] | None = None,
+    ) -> None:
         """See `Unit.add`."""
+        if self._given_up:
+            if lost is not None:
+                lost()
+            return
         known = key_bytes(key)
         before = self._latest.get(known)
         if before is not None:
@@ -196,7 +215,7 @@ class UnitTracker(PartitionTracker, Unit):
         self._size += outcome.size
         # As in `settled`.
         outcome.dropped = ()
-        self._own.append(_Own(outcome, name))
+        self._own.append(_Own(outcome, name, lost))
         assignment = self._assignment
         assignment.released += 1
         if assignment.released >= assignment.notify_at:
@@ -205,7 +224,7 @@ class UnitTracker(PartitionTracker, Unit):
     async def first_due(self, most: int) -> Sequence[tuple[str, float]]:
         """See `Unit.first_due`."""
         states = self.states
-        if states is None or self.waits or self.over or not self._assignment.open:
+        if states is None or not self.ready:
             return ()
         found = await states.first_due(most, self._latest.keys())
         return [(key.decode("utf-8", "surrogatepass"), wake) for key, wake in found]
@@ -285,6 +304,7 @@ class UnitTracker(PartitionTracker, Unit):
             until = ready[most].outcome.after + 1
             offsets = [offset for offset in offsets if offset < until]
             del ready[most:]
+        self._begun = ready
         taken = {id(own) for own in ready}
         self._own = [own for own in self._own if id(own) not in taken]
         placed: list[tuple[int, Source, Outcome]] = [
@@ -303,8 +323,17 @@ class UnitTracker(PartitionTracker, Unit):
             self.states.apply(key, outcome.value, outcome.wake)
             if self._latest.get(key) is outcome:
                 del self._latest[key]
+        self._begun = []
         self._refusals.forget(due)
         self._make_room()
+
+    def give_up(self) -> None:
+        """Note that nothing more is committed, whatever is left."""
+        self._given_up = True
+        left, self._own, self._begun = (*self._begun, *self._own), [], []
+        for own in left:
+            if own.lost is not None:
+                own.lost()
 
 
 def _size_of(outcome: Outcome) -> int:
