@@ -19,6 +19,9 @@ _AT_ONCE = 100
 # Loop time and wall time may drift apart: the wall clock is looked at so often at least.
 _LOOK_AGAIN = 60.0
 _AFTER_FAILURE = 1.0
+# Keys that are awake for long, as those whose handlers fail, must not keep others from being woken:
+# so often more are, up to so many at a time.
+_WAKE_MORE, _MOST_AWAKE = 1.0, 1_000
 
 
 class KeyAlarms:
@@ -132,6 +135,9 @@ class KeyAlarms:
             if key not in self._awake:
                 self._awake[key] = None
                 self._wake(key)
+        else:
+            if self._awake and len(self._awake) < _MOST_AWAKE:
+                self._look_in(_WAKE_MORE)
         if self._again:
             self._look_in(0.0)
 

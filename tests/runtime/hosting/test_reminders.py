@@ -279,6 +279,34 @@ def test_a_reminder_is_tried_again_and_waits_for_its_turn(bus: str) -> None:
 
 
 @on_each_bus
+def test_reminders_that_are_tried_again_do_not_keep_others_from_coming(bus: str) -> None:
+    app = application(bus)
+    done: dict[str, float] = {}
+    again = RetryPolicy(attempts=2, first=300.0, hold=1_000.0)
+
+    @app.application("work/{key}", per="key", state=Count, durable=True, retry=again)
+    async def work(plan: Plan, context: Context) -> None:
+        obey(plan, context)
+
+    @app.on_reminder("work", "late")
+    async def late(number: int, key: str, context: Context) -> None:
+        if number < 0 and context.attempt == 1:
+            raise ValueError("a bad number")
+        done[key] = context.now()
+
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        for key in range(80):
+            harness.publish(f"work/bad{key}", Plan(after=10, payload=-1))
+            harness.publish(f"work/good{key}", Plan(after=10, payload=1))
+        harness.advance(20)
+        harness.settle()
+        assert len(done) == 160
+        good = [when for key, when in done.items() if key.startswith("good")]
+        assert max(good) - min(good) < 10
+
+
+@on_each_bus
 def test_a_reminder_without_a_handler_becomes_a_dead_letter(bus: str) -> None:
     app = with_function([], bus)
     with Harness(app) as harness:

@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka import KafkaConfig
-from spa_dat.transports.kafka.consuming._changelog import restore
+from spa_dat.transports.kafka.consuming._changelog import restore, wake_header
 from spa_dat.transports.kafka.consuming._snapshots import PartitionStates
 from support.transactions import Bench, real_bench, simulated_bench
 
@@ -69,6 +69,20 @@ async def it_reads_to_the_end_although_the_last_records_are_none_of_states(bench
     await read(bench, topic, first, second)
     assert (first.values, first.position) == ({b"a": b"3"}, 8)
     assert (second.values, second.position) == ({}, 0)
+
+
+@program
+async def only_what_is_kept_of_a_key_can_be_woken(bench: Bench) -> None:
+    topic = await bench.topic("t")
+    producer = await bench.producer("p")
+    wake = wake_header(5.0)
+    async with producer.transaction():
+        for key, value in ((b"a", b"1"), (b"gone", None), (b"\xff", b"2")):
+            await producer.send_and_wait(topic, value, key=key, partition=0, headers=wake)
+    await bench.until_ends(topic, 4)
+    states = PartitionStates()
+    await read(bench, topic, states)
+    assert await states.first_due(10, ()) == [(b"a", 5.0)]
 
 
 @program

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from spa_dat import DistributedApplication, KafkaConfig, Socket
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka._offset_notes import Claim, claims_of, offset_note
-from spa_dat.transports.kafka.consuming import _leader_epochs
+from spa_dat.transports.kafka.consuming import _group_requests, _leader_epochs
 from spa_dat.transports.kafka.consuming._leader_epochs import EndsLost, LeaderEpochs
 from support.kafka_bus import bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker
@@ -142,6 +142,19 @@ def test_a_note_has_what_was_read() -> None:
     for wrong in ("", "topic-id=x", "epochs=", "epochs=1", "epochs=1:2:3x", "xepochs=1:2"):
         assert claims_of(wrong) in ([], [Claim(1, 2)] if wrong == "epochs=1:2:3x" else [])
     assert claims_of("epochs=" + ",".join(["9999999999:1"] * 3)) == []
+
+
+async def test_who_has_gone_back_with_the_note_of_another_offset_has_not_read_that_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note = offset_note("id", None, [Claim(3, 15), Claim(5, 22)])
+
+    async def offsets(*_: Any) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {PLACE: OffsetAndMetadata(17, note)}
+
+    monkeypatch.setattr(_group_requests, "committed_offsets", offsets)
+    found = await _group_requests.committed(None, [PLACE], {"t": "id"})
+    assert found.claims == {PLACE: [Claim(3, 15)]}
 
 
 class Leader:

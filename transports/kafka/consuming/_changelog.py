@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -96,12 +96,17 @@ def wake_header(wake: float | None) -> list[tuple[str, bytes | None]]:
     return [] if wake is None else [(_WAKE, repr(wake).encode())]
 
 
-def _wake_in(headers: Sequence[tuple[str, bytes | None]]) -> float | None:
-    for name, value in headers:
+def _wake_of(record: Any) -> float | None:
+    if record.value is None:
+        # Nothing could be done with it, so it would be woken for ever.
+        return None
+    for name, value in record.headers:
         if name == _WAKE and value is not None:
             try:
+                record.key.decode("utf-8", "surrogatepass")
                 wake = float(value)
             except ValueError:
+                # Somebody else has written it: no key of the actor is like that.
                 return None
             return wake if math.isfinite(wake) else None
     return None
@@ -155,8 +160,7 @@ async def _read(
             apply = states[place.partition].apply
             for record in fetched.get(place, ()):
                 if record.key is not None:
-                    wake = _wake_in(record.headers) if record.headers else None
-                    apply(record.key, record.value, wake)
+                    apply(record.key, record.value, _wake_of(record) if record.headers else None)
         positions = [await reader.position(place) for place in left]
         check()
         moved = False

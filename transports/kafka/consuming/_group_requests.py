@@ -161,7 +161,12 @@ async def committed(
         stale,
         {tp for tp, note in notes.items() if not is_ours(note)},
         {tp: time for tp, time in times.items() if time is not None},
-        {tp: claims_of(note) for tp, note in notes.items() if tp not in stale},
+        {
+            # Who has gone back with the note of another offset has not read that far.
+            tp: [claim for claim in claims_of(notes[tp]) if claim.upto <= meta.offset]
+            for tp, meta in known.items()
+            if tp not in stale
+        },
     )
 
 
