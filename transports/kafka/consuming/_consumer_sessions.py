@@ -179,6 +179,11 @@ class ConsumerSessions(abc.ABC):
     # The state.
 
     @property
+    def stopped(self) -> bool:
+        """Whether nothing more is handed out."""
+        return self._state in _ENDING
+
+    @property
     def closed(self) -> bool:
         """Whether it is ending, or has ended."""
         return self._state is SessionState.CLOSED
