@@ -42,6 +42,7 @@ EXPECTED = {
         "Tuesday: south has driven 32000 km",
         "Tuesday: west has driven 1200 km",
         "south goes to service after 32000 km",
+        "south is called back",
     ],
     "keyed": [
         "old: first message",
