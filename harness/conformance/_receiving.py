@@ -72,7 +72,10 @@ class Receiving(Scenarios):
         await inbox.get(3 + len(again))
         await bus.publish(message("end"), timeout=60)
         await harness.get_on(inbox, 4 + len(again))
-        assert inbox.payloads[3:] == [*again, "end"]
+        await inbox.has("end")
+        # Where groups rebalance, what nobody has started may come several times.
+        there = [one for one in inbox.deliveries[3:] if one.state is not DeliveryState.WITHDRAWN]
+        assert [one.envelope.payload.decode() for one in there] == [*again, "end"]
 
     @scenario
     async def test_a_running_handler_settles_what_comes_again_meanwhile(
