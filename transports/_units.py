@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import msgspec
 
 from ..errors import SpaDatError
-from ._delivery import Delivery, DeliveryState, Tracker
+from ._delivery import Delivery, Tracker
 
 __all__ = ["Outcome", "OwnDelivery", "Refused", "Unit"]
 
@@ -161,15 +161,6 @@ class OwnDelivery(Delivery):
     is_stored: ClassVar[bool] = True
 
     outcome: Outcome | None = None
-
-    def settle(self) -> None:
-        if self.state is DeliveryState.SETTLED:
-            return
-        self.state = DeliveryState.SETTLED
-        if self.outcome is not None:
-            assert isinstance(self.tracker, Unit)
-            key, name = str(self.envelope.key), str(self.envelope.id)
-            self.tracker.add(self.outcome, key, name, self.lost)
 
     def complete(self, outcome: Outcome) -> None:
         """Note what it has come to, as it was handled."""

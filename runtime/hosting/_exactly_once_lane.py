@@ -34,11 +34,11 @@ class ExactlyOnceLane(OutcomeLane):
         return _OutcomeSocket(self.connection, self.source, runtime, options.codec, options.wire)
 
     def alias(self) -> str:
-        """As of `Lane`: all of them, as a reply also waits for what others have not finished."""
+        """As in `Lane`: all of them, as a reply also waits for what others have not finished."""
         return self.actor_name
 
     def refuses(self, envelope: Envelope, handler: int) -> bool:
-        """As of `Lane`: also a request that another lane would get."""
+        """As in `Lane`: also a request that another lane would get."""
         return self._refuses(self.source, envelope, handler)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
@@ -59,7 +59,7 @@ class ExactlyOnceLane(OutcomeLane):
     def invoke(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
     ) -> Awaitable[Any]:
-        """As of `Lane`; notes what the call has come to."""
+        """As in `Lane`; notes what the call has come to."""
         return self._invoke_and_note(instance, index, arguments, scope)
 
     async def _invoke_and_note(

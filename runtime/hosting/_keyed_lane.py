@@ -321,24 +321,24 @@ class KeyedLane(Lane):
 
     @property
     def trouble(self) -> str | None:
-        """As of `Lane`; the first lane says what is wrong with the keys."""
+        """As in `Lane`; the first lane says what is wrong with the keys."""
         about_keys = self.host.trouble if self is self.host.lanes[0] else None
         return super().trouble or about_keys
 
     # Start and stop.
 
     def pause(self) -> None:
-        """As of `Lane`."""
+        """As in `Lane`."""
         self.host.pause()
         super().pause()
 
     def resume(self) -> None:
-        """As of `Lane`."""
+        """As in `Lane`."""
         super().resume()
         self.host.resume()
 
     def begin_afresh(self) -> bool:
-        """As of `Lane`, of all keys; the lanes stay."""
+        """As in `Lane`, of all keys; the lanes stay."""
         if self._ref is None or self.local.closed:
             return False
         if self is self.host.lanes[0]:
@@ -346,7 +346,7 @@ class KeyedLane(Lane):
         return True
 
     def crash(self, unfinished: Any) -> bool:
-        """As of `Lane`: the state of its key is lost; with the first lane, also of idle keys."""
+        """As in `Lane`: the state of its key is lost; with the first lane, also of idle keys."""
         cell = self.cell
         if not super().crash(unfinished):
             return False
@@ -359,7 +359,7 @@ class KeyedLane(Lane):
     # Messages.
 
     def receive_other(self, instance: Any, item: Any) -> Coroutine[Any, Any, None]:
-        """As of `Lane`: there are no other items than those of its source."""
+        """As in `Lane`: there are no other items than those of its source."""
         return self.work_source.receive(instance, item)
 
     async def make_call(self, cell: KeyCell, call: ScheduledCall) -> None:
@@ -380,13 +380,13 @@ class KeyedLane(Lane):
         return own
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """As of `Lane`; none while the state of the key is not there."""
+        """As in `Lane`; none while the state of the key is not there."""
         return [None] * len(self.handlers) if instance is _INACTIVE else super().direct(instance)
 
     def invoke(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
     ) -> Awaitable[Any]:
-        """As of `Lane`; makes the state of the key first, if it is not there."""
+        """As in `Lane`; makes the state of the key first, if it is not there."""
         if instance is not _INACTIVE:
             return super().invoke(instance, index, arguments, scope)
         return self._activate_and_invoke(index, arguments, scope)
@@ -403,7 +403,7 @@ class KeyedLane(Lane):
         return await super().invoke(instance, index, complete, scope)
 
     async def current(self, instance: Any) -> Any:
-        """As of `Lane`: the key's instance, which may have to be made."""
+        """As in `Lane`: the key's instance, which may have to be made."""
         cell = self.cell
         if cell is None or not cell.active:
             return _INACTIVE
@@ -493,7 +493,7 @@ class _Pauses(Pauses):
         self._lane = lane
 
     async def wait(self, seconds: float, router: Router | None = None) -> bool:
-        """As of `Pauses`."""
+        """As in `Pauses`."""
         lane = self._lane
         item = lane.leave()
         lane.rest()

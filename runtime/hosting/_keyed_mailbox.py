@@ -158,21 +158,21 @@ class KeyedMailbox(Mailbox):
 
     @property
     def full(self) -> bool:
-        """As of `Mailbox`."""
+        """As in `Mailbox`."""
         return self._count >= self.capacity
 
     def empty(self) -> bool:
-        """As of `Mailbox`."""
+        """As in `Mailbox`."""
         return not self._count
 
     def waiting(self) -> list[Any]:
-        """As of `Mailbox`, first to last of each key."""
+        """As in `Mailbox`, first to last of each key."""
         cells = [*list(self._at_work), *list(self.ready)]
         queues = [cell.queue for cell in cells]
         return [item for queue in queues if queue is not None for item in list(queue)]
 
     def offer(self, item: Any) -> bool:
-        """As of `Mailbox`."""
+        """As in `Mailbox`."""
         self._check_open()
         if self.full:
             raise self._full()
@@ -181,20 +181,20 @@ class KeyedMailbox(Mailbox):
         return True
 
     def force(self, item: Any) -> None:
-        """As of `Mailbox`."""
+        """As in `Mailbox`."""
         self._check_open()
         self._put(item)
         self._filled()
 
     def force_all(self, items: Iterable[Any]) -> None:
-        """As of `Mailbox`."""
+        """As in `Mailbox`."""
         self._check_open()
         for item in items:
             self._put(item)
         self._filled()
 
     def push_front(self, items: Iterable[Any]) -> None:
-        """As of `Mailbox`: each item comes before all others of its key."""
+        """As in `Mailbox`: each item comes before all others of its key."""
         for item in reversed(list(items)):
             self.put_first(self._cell_of(item), item)
         self._filled()
@@ -213,7 +213,7 @@ class KeyedMailbox(Mailbox):
         self._added(cell)
 
     def extract(self, predicate: Callable[[Any], bool]) -> list[Any]:
-        """As of `Mailbox`; those of each key stay in order."""
+        """As in `Mailbox`; those of each key stay in order."""
         taken: list[Any] = []
         for cell in (*self._at_work, *self.ready):
             if cell.queue is None:
@@ -263,7 +263,7 @@ class KeyedMailbox(Mailbox):
             del self.cells[cell.key]
 
     def wake(self) -> None:
-        """As of `Mailbox`: nobody waits here for single items."""
+        """As in `Mailbox`: nobody waits here for single items."""
 
     def _put(self, item: Any) -> None:
         # As `_append` of the item's cell, without the cost of two calls: every message comes here.

@@ -27,11 +27,11 @@ class OutcomeLane(Lane):
     """
 
     def make_replies(self) -> Replies:
-        """As of `Lane`, sent after the commit."""
+        """As in `Lane`, sent after the commit."""
         return self.connection.replies_in(self.options.wire, _AfterCommit(self.connection))
 
     async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
-        """As of `Lane`: committed with the acknowledgement, unless it was refused there."""
+        """As in `Lane`: committed with the acknowledgement, unless it was refused there."""
         unit = delivery.tracker
         refused = unit.refused(delivery) if isinstance(unit, Unit) else None
         if not isinstance(unit, Unit) or (refused is not None and refused.letter_too):

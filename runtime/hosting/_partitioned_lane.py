@@ -61,7 +61,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
 
     def _make_socket(self) -> Socket:
         options, runtime = self.options, self.runner.runtime
-        return _OutcomeSocket(
+        return _KeyedOutcomeSocket(
             self.connection, self.source, runtime, options.codec, options.wire, lane=self
         )
 
@@ -276,7 +276,7 @@ async def _all(posts: list[asyncio.Future[None]]) -> None:
     await asyncio.gather(*posts)
 
 
-class _OutcomeSocket(RecordingSocket, KeyedSocket):
+class _KeyedOutcomeSocket(RecordingSocket, KeyedSocket):
     """The socket of a lane, which records what a handler publishes until it is committed."""
 
     def __init__(self, *args: Any, lane: KeyedLane) -> None:

@@ -66,7 +66,7 @@ class StoredLane(DurableLane):
 
     @property
     def trouble(self) -> str | None:
-        """As of `KeyedLane`; also what its states cannot be read or written for."""
+        """As in `KeyedLane`; also what its states cannot be read or written for."""
         return super().trouble or self._states.trouble
 
     async def peek(self, key: str) -> Any:

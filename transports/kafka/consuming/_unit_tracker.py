@@ -169,7 +169,12 @@ class UnitTracker(PartitionTracker, Unit):
             self._assignment.hurry()
 
     def settled(self, delivery: Delivery) -> None:
-        """As in `PartitionTracker`."""
+        """As in `PartitionTracker`; takes what an `OwnDelivery` has come to."""
+        if isinstance(delivery, OwnDelivery):
+            if delivery.outcome is not None:
+                key, name = str(delivery.envelope.key), str(delivery.envelope.id)
+                self.add(delivery.outcome, key, name, delivery.lost)
+            return
         outcome = self._outcomes.get(delivery.token) if self.states is not None else None
         if outcome is not None and outcome.key is not None:
             self._latest[key_bytes(outcome.key)] = outcome
