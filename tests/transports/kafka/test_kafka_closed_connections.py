@@ -51,7 +51,9 @@ async def test_what_is_too_large_for_a_request_is_refused_and_holds_up_nothing(
         (record,) = await read(narrow.server, f"{client.config.prefix}a", 1)
         assert len(record.value) == 200_000
         found = await read(narrow.server, f"{client.config.prefix}b", 50)
-        assert [int(record.value) for record in found] == [*range(50)]
+        # What a producer had sent when it was given up may be there twice.
+        numbers = [*dict.fromkeys(int(record.value) for record in found)]
+        assert numbers == [*range(len(numbers))]
 
 
 @pytest.mark.kafka
