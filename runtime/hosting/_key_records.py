@@ -52,18 +52,18 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     reminders: Mapping[str, Reminder] = _NO_REMINDERS
     handled: tuple[bytes, ...] = ()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is left to be kept."""
-        return self.state is None and not self.reminders and not self.handled
-
     def is_set(self, name: str, due: float) -> bool:
         """Return whether it has a reminder of this name that is due at this time."""
         reminder = self.reminders.get(name)
         return reminder is not None and reminder.due == due
 
     def as_bytes(self) -> bytes:
-        """Return it as it is stored: a line of JSON about the state, and the state."""
+        """Return it as it is stored: a line of JSON about the state, and the state.
+
+        It is empty if nothing is left to be kept.
+        """
+        if self.state is None and not self.reminders and not self.handled:
+            return b""
         header = msgspec.json.encode(
             _Header(_FORMAT, self.version, self.changed, dict(self.reminders), self.handled)
         )

@@ -212,7 +212,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
         if record is not None and is_still_set(record, reminder):
             left = {name: one for name, one in record.reminders.items() if name != reminder.name}
             record = msgspec.structs.replace(record, reminders=left)
-            self._keep(outcome, key, record, b"" if record.is_empty else record.as_bytes())
+            self._keep(outcome, key, record, record.as_bytes())
             cell = self.host.mailbox.cells.get(key)
             if cell is not None:
                 self._undo(cell)
@@ -245,7 +245,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
 
     def _write_again(self, cell: KeyCell, unit: Unit, record: KeyRecord) -> None:
         outcome = Outcome()
-        self._keep(outcome, cell.key, record, b"" if record.is_empty else record.as_bytes())
+        self._keep(outcome, cell.key, record, record.as_bytes())
         unit.add(outcome, cell.key)
         if cell.unit is not unit or record.state is None or not cell.active:
             cell.reset()

@@ -195,12 +195,11 @@ class StoredLane(DurableLane):
         return 0.0
 
     async def _write_again(self, cell: KeyCell, record: KeyRecord) -> None:
-        value = b"" if record.is_empty else record.as_bytes()
         before = cell.saved
         # What was loaded now is what is there.
         cell.saved = record
         try:
-            number = await self._committed(cell, record, value, None, ())
+            number = await self._committed(cell, record, record.as_bytes(), None, ())
         except BaseException:
             cell.saved = before
             raise

@@ -197,13 +197,9 @@ class SubscriptionSet:
             self._discarded.clear()
         self._discarded[topic] = None
         async with self._lock:
-            keep = {self._prefix + pattern for pattern in (*self._wanted, *self._in_force)}
-            found = [
-                prefix + pattern
-                for prefix in (self._prefix, self._other_prefix)
-                for pattern in candidates(topic, ())
-            ]
-            found = [pattern for pattern in found if pattern not in keep]
+            keep = (*self._wanted, *self._in_force)
+            found = [self._prefix + pattern for pattern in candidates(topic, keep)]
+            found += [self._other_prefix + pattern for pattern in candidates(topic, ())]
             removed = await self._end(client, found)
         if removed:
             _log.warning(

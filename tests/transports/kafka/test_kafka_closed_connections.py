@@ -95,7 +95,7 @@ async def test_only_what_happens_in_a_row_and_is_no_outage_counts() -> None:
     closings = ClosedConnections()
     for _ in range(2):
         closings.unanswered([A, B], closed=True)
-    closings.answered(B)
+    closings.answered(*B)
     assert closings.unanswered([A, B], closed=True) == 1
     assert closings.is_suspicious([A])
     assert not closings.is_suspicious([A, B])

@@ -65,10 +65,10 @@ class ClosedConnections:
             self._closed[place] = since, count + 1
         return min(self._closed[place][1] for place in places)
 
-    def answered(self, place: TopicPartition) -> None:
-        """Note that a broker has answered a request, whatever it said."""
+    def answered(self, topic: str, number: int) -> None:
+        """Note that a broker has answered for a partition, whatever it said."""
         if self._closed:
-            self._closed.pop(place, None)
+            self._closed.pop(TopicPartition(topic, number), None)
 
     def is_suspicious(self, places: Sequence[TopicPartition]) -> bool:
         """Return whether what is sent there may be the reason."""

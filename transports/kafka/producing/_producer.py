@@ -288,7 +288,7 @@ class Producer:
     def _hear(self, topics: Any) -> None:
         for topic, partitions in topics:
             for number, code, *_ in partitions:
-                self._closings.answered(TopicPartition(topic, number))
+                self._closings.answered(topic, number)
                 if code or self._answers:
                     self._note(TopicPartition(topic, number), code)
 

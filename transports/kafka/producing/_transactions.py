@@ -429,7 +429,7 @@ class TransactionalProducer:
     def _hear(self, topics: Any) -> None:
         for topic, partitions in topics:
             for number, code, *_ in partitions:
-                self._closings.answered(TopicPartition(topic, number))
+                self._closings.answered(topic, number)
                 if code:
                     self._answers[topic] = code
 
