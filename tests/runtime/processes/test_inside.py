@@ -26,6 +26,7 @@ import pytest
 from spa_dat import (
     Actor,
     Context,
+    DistributedApplication,
     Message,
     Reject,
     RestartPolicy,
@@ -521,6 +522,13 @@ async def test_a_producer_that_fails_there_ends_the_application() -> None:
             await asyncio.wait_for(app.wait(), 60)
 
 
+async def actor_ended(app: DistributedApplication, name: str) -> None:
+    """Wait until an actor has ended."""
+    run = app._runs.current
+    assert run is not None
+    await eventually(lambda: [one.ended for one in run.actors if one.name == name] == [True])
+
+
 async def test_later_and_stop_work_there() -> None:
     app = make()
     got = collect(app, "out")
@@ -541,9 +549,7 @@ async def test_later_and_stop_work_there() -> None:
         await eventually(lambda: got == ["later x"])
         await app.socket().publish("in", "stop")
         await app.socket().publish("in", "y")
-        runs = app._runs.current
-        assert runs is not None
-        await eventually(lambda: [one.ended for one in runs.actors if one.name == "work"] == [True])
+        await actor_ended(app, "work")
     assert got == ["later x"]
 
 
@@ -579,9 +585,7 @@ async def test_what_is_sent_before_the_parent_hears_of_a_stop_is_not_handled(
         await app.socket().publish("in", "y")
         await eventually(lambda: returned or got)
         stops.pop()()
-        runs = app._runs.current
-        assert runs is not None
-        await eventually(lambda: [one.ended for one in runs.actors if one.name == "work"] == [True])
+        await actor_ended(app, "work")
     assert got == []
 
 

@@ -100,37 +100,34 @@ def failing_once(
 # What goes wrong inside.
 
 
-async def test_what_goes_wrong_while_partitions_are_taken_over_is_said_and_tried_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def goes_on_although_a_rebalance_fails_once(
+    monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
+    """Let a step of a rebalance fail once, and expect each message once nevertheless."""
     with world() as here:
         here.cluster.create_topic("a", 2)
         async with taker(SERVER, "a", prefix="") as one:
             publish(here, range(10))
             await one.get(10)
-            errors = failing_once(monkeypatch, Dispatcher, "keep", ValueError("no such luck"))
+            errors = failing_once(monkeypatch, Dispatcher, step, ValueError("no such luck"))
             assert here.cluster.groups[GROUP].rebalance()
             await eventually(lambda: not errors)
             publish(here, range(10, 20))
             await eventually(lambda: sorted(one.numbers) == [*range(20)])
             await eventually(lambda: done(here) == 20)
+
+
+async def test_what_goes_wrong_while_partitions_are_taken_over_is_said_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await goes_on_although_a_rebalance_fails_once(monkeypatch, "keep")
     assert "no such luck" in caplog.text
 
 
 async def test_what_goes_wrong_while_partitions_are_given_up_is_said_and_they_come_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with world() as here:
-        here.cluster.create_topic("a", 2)
-        async with taker(SERVER, "a", prefix="") as one:
-            publish(here, range(10))
-            await one.get(10)
-            errors = failing_once(monkeypatch, Dispatcher, "remember", ValueError("no such luck"))
-            assert here.cluster.groups[GROUP].rebalance()
-            await eventually(lambda: not errors)
-            publish(here, range(10, 20))
-            await eventually(lambda: sorted(one.numbers) == [*range(20)])
-            await eventually(lambda: done(here) == 20)
+    await goes_on_although_a_rebalance_fails_once(monkeypatch, "remember")
     assert "could not give back partitions" in caplog.text
     assert "no such luck" in caplog.text
 
