@@ -291,8 +291,8 @@ class WireFormats:
 
     Args:
         wire: the option of the bus.
-        name_of: as of `wire_format`.
-        address_of: as of `wire_format`.
+        name_of: as in `wire_format`.
+        address_of: as in `wire_format`.
 
     Attributes:
         own: the format of all that names none.

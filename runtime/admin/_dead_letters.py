@@ -16,7 +16,7 @@ from ..._logs import get_logger
 from ..._texts import describe, escaped, quoted
 from ...errors import ConfigurationError, SpaDatError
 from ...transports import DeliveryState, KafkaConfig, Replayed, named_topic
-from ...transports._units import Outcome as UnitOutcome, OwnDelivery, Unit
+from ...transports._units import Outcome, OwnDelivery, Unit
 from ..hosting._actor_runner import ActorRunner
 from ..messaging._bus_connection import BusConnection
 from ..messaging._letter_index import LetterIndex
@@ -27,7 +27,7 @@ from ..routing._routed_deliveries import Route
 if TYPE_CHECKING:
     from ._administered_run import AdministeredRun
 
-__all__ = ["DeadLetters", "LetterOutcome", "Outcome", "TooManyReaders"]
+__all__ = ["DeadLetters", "LetterOutcome", "LetterResult", "TooManyReaders"]
 
 log = get_logger("spa_dat")
 
@@ -44,7 +44,7 @@ _MOST_READERS = 4
 _MOST_REPLAYED = 4
 _BUSY = "it is being replayed or discarded already"
 
-Outcome: TypeAlias = Literal["handled", "failed", "refused", "missing", "discarded"]
+LetterResult: TypeAlias = Literal["handled", "failed", "refused", "missing", "discarded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class LetterOutcome:
     """
 
     letter: str
-    outcome: Outcome
+    outcome: LetterResult
     why: str = ""
     elsewhere: bool = False
 
@@ -80,7 +80,7 @@ class _ReplayedDelivery(OwnDelivery):
         ended: whether it is settled, and committed if it belongs to a unit, once that is known.
     """
 
-    remove: Callable[[UnitOutcome], None] | None = None
+    remove: Callable[[Outcome], None] | None = None
     ended: asyncio.Future[bool] | None = None
 
     def settle(self) -> None:
@@ -91,7 +91,7 @@ class _ReplayedDelivery(OwnDelivery):
             # As a part of a unit nothing has come of it.
             self._end(settled=self.tracker is None)
 
-    def complete(self, outcome: UnitOutcome) -> None:
+    def complete(self, outcome: Outcome) -> None:
         super().complete(outcome)
         if self.remove is not None:
             self.remove(outcome)

@@ -15,7 +15,7 @@ from ...transports import REPLY_HEADER, Envelope, is_reserved
 from ..messaging._bus_connection import BusConnection
 from ..messaging._limited_posts import LimitedPosts
 from ..payloads._codec import JSON
-from ._dead_letters import Outcome, TooManyReaders
+from ._dead_letters import LetterResult, TooManyReaders
 
 if TYPE_CHECKING:
     from ._administered_run import AdministeredRun
@@ -55,13 +55,13 @@ class LetterAnswer(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 
     Attributes:
         instance: who answers.
-        outcome: as of `LetterOutcome`; None from who only says that it is there.
+        outcome: as in `LetterOutcome`; None from who only says that it is there.
         why: the same.
         elsewhere: the same.
     """
 
     instance: str
-    outcome: Outcome | None = None
+    outcome: LetterResult | None = None
     why: str = ""
     elsewhere: bool = False
 

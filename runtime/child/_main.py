@@ -83,9 +83,9 @@ class ChildRun(Run):
 
     Args:
         child: whose run it is.
-        settings: as of `Run`.
+        settings: as in `Run`.
         spec: the actor.
-        resources: as of `Run`.
+        resources: as in `Run`.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class StopReport:
         application: its name.
         instance: which of its instances this was.
         seconds: how long the stop took.
-        handled: as of `StoppedActor`, for all actors together.
+        handled: as in `StoppedActor`, for all actors together.
         dead_letters: likewise.
         handed_back: likewise; each message once, however many actors share it.
         dropped: likewise.

@@ -58,7 +58,7 @@ class _Measuring(DeliveryProcessor):
     """What both kinds of processors do beyond their work when something is measured.
 
     Args:
-        lane: as of `DeliveryProcessor`.
+        lane: as in `DeliveryProcessor`.
         connection: likewise.
     """
 

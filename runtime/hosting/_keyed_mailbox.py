@@ -129,7 +129,7 @@ class KeyedMailbox(Mailbox):
     Nothing is started here: routers may take back what is waiting, as from any mailbox.
 
     Args:
-        capacity: as of `Mailbox`.
+        capacity: as in `Mailbox`.
         key_of: returns the key of a delivery.
         filled: called when there is something to `take`.
 

@@ -111,11 +111,11 @@ class MiddlewareConnection(BusConnection):
     Others are without, so that a publish does not have to ask whether there is any.
 
     Args:
-        provider: as of `BusConnection`.
+        provider: as in `BusConnection`.
         surroundings: likewise.
         reply_topics: likewise.
         middleware: sees each message before it is encoded.
-        measurements: as of `BusConnection`.
+        measurements: as in `BusConnection`.
     """
 
     def __init__(

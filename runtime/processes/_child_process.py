@@ -56,7 +56,7 @@ class ChildProcess:
     Attributes:
         progress: how far the child has come with its deliveries.
         channel: the way to it.
-        exit_code: as of `subprocess.Popen`; None while it runs.
+        exit_code: as in `subprocess.Popen`; None while it runs.
 
     Raises:
         ConfigurationError: it cannot be started; what the operating system said is the cause.

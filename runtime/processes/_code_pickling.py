@@ -38,7 +38,7 @@ class Shipment:
     """An actor as its child process registers it.
 
     Attributes:
-        kind: as of `Spec`.
+        kind: as in `Spec`.
         name: the actor's.
         source: the function or class.
         factory: makes an instance of the class; None for a function.

@@ -135,7 +135,7 @@ class Channel:
         Args:
             head: the tag, and the fields before the envelope.
             envelope: the message.
-            at_once: as of `send`.
+            at_once: as in `send`.
 
         Raises:
             ValueError: as `send`.

@@ -69,7 +69,7 @@ class Problem(msgspec.Struct, array_like=True, frozen=True):
     Attributes:
         name: of its class; only public errors are made again from it.
         text: what it says.
-        outage: as of `TransportError`.
+        outage: as in `TransportError`.
         code: of a `RemoteError`.
     """
 
@@ -138,12 +138,12 @@ class Start(_ToChild, tag=0, frozen=True):
         shipped: the actor, pickled; see `_code_pickling`.
         application: name of the application.
         instance: of the application.
-        ephemeral: as of `Identity`.
+        ephemeral: as in `Identity`.
         number: which of several processes of the actor it is; None for the only one.
         levels: of the loggers that have one of their own, by name.
         bus: what the bus of the actor is like.
-        slow: as of `Settings`.
-        blocked: as of `Settings`.
+        slow: as in `Settings`.
+        blocked: as in `Settings`.
         restart: fields of the restart policy.
         slots: how many deliveries it may be given.
     """

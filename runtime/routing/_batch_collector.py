@@ -25,9 +25,9 @@ class BatchCollector(Mailbox):
         size_bytes: the size in bytes at which a batch waits no longer, because the window may have
             no room for more. None for no such limit.
         on_ready: called when it is time to `take` a batch; not again before `done`.
-        capacity: as of `Mailbox`.
-        overflow: as of `Mailbox`.
-        key: as of `Mailbox`.
+        capacity: as in `Mailbox`.
+        overflow: as in `Mailbox`.
+        key: as in `Mailbox`.
     """
 
     __slots__ = (

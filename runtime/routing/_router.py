@@ -53,7 +53,7 @@ class Router(Actor):
         shared: whether each message goes to one of several instances.
         durable: whether the bus keeps what is not settled.
         serves: the names of all actors that it has ever served.
-        on_restored: as of `Subscription`.
+        on_restored: as in `Subscription`.
     """
 
     def __init__(

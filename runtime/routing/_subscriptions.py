@@ -211,7 +211,7 @@ def router_of(
 
     Args:
         actor: the actor.
-        name: as of `Router`.
+        name: as in `Router`.
         stats: likewise.
         elsewhere: likewise.
     """

@@ -184,7 +184,7 @@ def log_elsewhere_made(
 
     Args:
         name: of the logger; any program's.
-        level: as of `logging`.
+        level: as in `logging`.
         text: the message.
         created: when, in seconds since 1970.
         traceback: its text.

@@ -66,7 +66,7 @@ def check_with_pyright(
         folder: where to write them.
         texts: the programs.
         options: rules of pyright, by name, and whether they hold.
-        python: as of `check_types`.
+        python: as in `check_types`.
     """
     files = _written(folder, texts)
     settings = {"typeCheckingMode": "strict", "include": ["program_*.py"], **(options or {})}
