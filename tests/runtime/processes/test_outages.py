@@ -230,7 +230,8 @@ async def test_a_killed_mosquitto_forgets_only_what_was_not_acknowledged(
     acknowledged = set(settled_with(broker))
     forgotten = numbers.confirmed - set(ledger.times)
     print(f"of {len(numbers.confirmed)} confirmed ones the broker has forgotten {len(forgotten)}")
-    assert len(acknowledged) > 1000
+    # Acknowledgements that it had not read when it was killed are missing from its log.
+    assert len(acknowledged) > 500
     assert acknowledged <= set(ledger.times)
     # It stores what has changed before it looks for more, so it is those of one moment.
     assert len(forgotten) < 20
