@@ -19,7 +19,7 @@ from ._actor_controls import ActorControls
 if TYPE_CHECKING:
     from ..metrics._prometheus import Exposition
     from ._administered_run import AdministeredRun
-    from ._letter_pages import LetterPages
+    from ._dead_letter_pages import LetterPages
     from ._live_observer import LiveObserver
     from ._server import AdminServer
 
@@ -98,7 +98,7 @@ class AdminEndpoint:
             return
         try:
             # Only who asks for it needs it.
-            from ._letter_pages import LetterPages
+            from ._dead_letter_pages import LetterPages
             from ._server import AdminServer
         except ImportError as error:
             raise ConfigurationError(

@@ -18,8 +18,8 @@ from ..._texts import describe
 from ...errors import ConfigurationError
 from ..options._admin_address import AdminAddress
 from ._actor_controls import Action, UnknownActor
+from ._dead_letter_pages import LETTERS, PageRefused
 from ._endpoint import Answers
-from ._letter_pages import LETTERS, PageRefused
 from ._live_feed import LiveFeed
 
 __all__ = ["AdminServer"]

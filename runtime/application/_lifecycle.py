@@ -57,8 +57,8 @@ from ._stopping import (
 )
 
 if TYPE_CHECKING:
+    from ..admin._dead_letter_commands import LetterCommands
     from ..admin._dead_letters import DeadLetters
-    from ..admin._letter_commands import LetterCommands
     from ..diagnostics._health import ActorHealth, ConnectionHealth, Health, HealthState
     from ..diagnostics._stop_report import StopReport
     from ..hosting._durable_states import DurableStates
@@ -584,7 +584,7 @@ class Run:
 
     def _take_command(self, connection: BusConnection, envelope: Envelope) -> None:
         if self._commands is None:
-            from ..admin._letter_commands import LetterCommands
+            from ..admin._dead_letter_commands import LetterCommands
 
             self._commands = LetterCommands(self, self.dead_letters)
         self._commands.take(connection, envelope)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..._texts import describe, quoted
 from ...errors import ConfigurationError, MessageError, MessageTooLarge, PublishRefused
 from ...transports import Envelope
+from ..dead_letters._writing import dead_letter, simpler
 from ..messaging._bus_connection import BusConnection
-from ..messaging._dead_letter import dead_letter, simpler
 from ..messaging._logged_fields import message_fields
 from ..routing._routed_deliveries import RoutedDelivery
 from ._failures_and_retries import LONGEST_PAUSE, SHORTEST_PAUSE, Pauses

@@ -18,13 +18,14 @@ from aiokafka import AIOKafkaProducer
 
 from spa_dat import DistributedApplication, Message, Reject
 from spa_dat._environment import Environment
-from spa_dat.cli._dlq import letter_as_text
-from spa_dat.cli._dlq_change import Choice, _Changes, _Desk
+from spa_dat.cli._dlq_bus import RunningInstances
+from spa_dat.cli._dlq_replay import Choice, _Changes
+from spa_dat.cli._dlq_show import letter_as_text
 from spa_dat.cli._main import main
 from spa_dat.cli._message_output import json_line
-from spa_dat.runtime.admin._letter_commands import LetterAnswer
-from spa_dat.runtime.messaging._letter_reader import stored_letters
-from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
+from spa_dat.runtime.admin._dead_letter_commands import LetterAnswer
+from spa_dat.runtime.dead_letters._reading import stored_letters
+from spa_dat.runtime.dead_letters._stored_letter import LetterFilter, StoredLetter
 from spa_dat.testing import Kafka, Mosquitto
 from spa_dat.transports import Envelope, LeftOut, SocketProviderFactory, named_topic
 from support.kafka_bus import create, new_prefix
@@ -508,18 +509,18 @@ async def test_a_letter_whose_partition_is_elsewhere_is_given_to_whoever_has_it(
 ) -> None:
     asked: list[str] = []
 
-    async def replay_by(self: _Desk, chosen: str, *_: Any) -> LetterAnswer:
+    async def replay_by(self: RunningInstances, chosen: str, *_: Any) -> LetterAnswer:
         asked.append(chosen)
         is_there = chosen == "2"
         outcome: Literal["handled", "refused"] = "handled" if is_there else "refused"
         return LetterAnswer(instance=chosen, outcome=outcome, elsewhere=not is_there)
 
-    monkeypatch.setattr(_Desk, "_replay_by", replay_by)
+    monkeypatch.setattr(RunningInstances, "_replay_by", replay_by)
     bus: Any = None
-    desk = _Desk(bus, Environment())
-    desk._instances = dict.fromkeys(("0", "1", "2", "3"))
+    instances = RunningInstances(bus, Environment())
+    instances._instances = dict.fromkeys(("0", "1", "2", "3"))
     letter = StoredLetter("one", None, 0, Envelope(topic="t"), instance="1")
-    assert (await desk.replay("plant", letter, None, 1.0)).outcome == "handled"
+    assert (await instances.replay("plant", letter, None, 1.0)).outcome == "handled"
     assert asked == ["1", "0", "2"]
-    assert (await desk.replay("plant", letter, "3", 1.0)).outcome == "refused"
+    assert (await instances.replay("plant", letter, "3", 1.0)).outcome == "refused"
     assert asked[3:] == ["3"]

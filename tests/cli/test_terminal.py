@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from spa_dat.cli import _terminal
-from spa_dat.cli._dlq import letter_as_text
+from spa_dat.cli._dlq_show import letter_as_text
 from spa_dat.cli._main import _commands, main
 from spa_dat.cli._message_output import envelope_as_text
-from spa_dat.runtime.messaging._stored_letter import StoredLetter
+from spa_dat.runtime.dead_letters._stored_letter import StoredLetter
 from spa_dat.transports import Envelope
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

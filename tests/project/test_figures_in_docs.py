@@ -49,9 +49,9 @@ FIGURES: list[tuple[str, str, list[str]]] = [
     (
         "errors.md",
         "if that is the larger part and takes more than {0:KiB} KiB",
-        ["runtime/messaging _SMALL"],
+        ["runtime/dead_letters _SMALL"],
     ),
-    ("errors.md", "then all but {0} characters of each text", ["runtime/messaging _SHORT"]),
+    ("errors.md", "then all but {0} characters of each text", ["runtime/dead_letters _SHORT"]),
     ("errors.md", "The last form fits into {0} bytes", ["transports/mqtt _LEAST_FOR_LETTERS"]),
     ("errors.md", "{0} levels, filters 198", ["transports/mqtt _MOST_LEVELS"]),
     (

@@ -75,6 +75,7 @@ LAYERS = (
     "metrics",
     "payloads",
     "messaging",
+    "dead_letters",
     "injection",
     "registration",
     "description",

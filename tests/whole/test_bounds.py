@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from spa_dat import DistributedApplication, Message, Socket
 from spa_dat._environment import Environment
 from spa_dat.errors import ConfigurationError, DecodeError, OutboxFull, RemoteError
-from spa_dat.runtime.messaging._dead_letter import dead_letter
+from spa_dat.runtime.dead_letters._writing import dead_letter
 from spa_dat.runtime.messaging._requests import ERROR_HEADER, remote_error
 from spa_dat.testing import Harness
 from spa_dat.transports import (

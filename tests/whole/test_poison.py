@@ -19,7 +19,7 @@ from spa_dat._environment import Environment
 from spa_dat._texts import unfit_character
 from spa_dat.errors import ConfigurationError, MessageTooLarge, PublishRefused, RemoteError
 from spa_dat.harness._dead_letter import DeadLetter
-from spa_dat.runtime.messaging._dead_letter import dead_letter, plain, simpler
+from spa_dat.runtime.dead_letters._writing import dead_letter, plain, simpler
 from spa_dat.runtime.messaging._outgoing_message import MessageBuilder, OutgoingMessage
 from spa_dat.testing import Harness, Kafka, Mosquitto
 from spa_dat.transports import Envelope, Identity, Subscription, Surroundings

@@ -20,9 +20,9 @@ from spa_dat import (
     RetryPolicy,
     Socket,
 )
-from spa_dat.runtime.admin._dead_letters import LetterOutcome
+from spa_dat.runtime.admin._dead_letter_replay import LetterOutcome
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.messaging._stored_letter import StoredLetter
+from spa_dat.runtime.dead_letters._stored_letter import StoredLetter
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka.producing._transactions import (
     TransactionalProducer,
@@ -90,7 +90,7 @@ class Plant:
     async def letters(self) -> list[StoredLetter]:
         run = runs_of(self.app).current
         assert run is not None
-        return [letter async for _, letter in run.dead_letters.stored()]
+        return [letter async for _, letter in run.dead_letters.search.stored()]
 
     async def replay(self, name: str) -> LetterOutcome:
         run = runs_of(self.app).current

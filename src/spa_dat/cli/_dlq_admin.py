@@ -13,7 +13,7 @@ import msgspec
 
 from .._texts import escaped
 from ..errors import ConfigurationError
-from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
+from ..runtime.dead_letters._stored_letter import LetterFilter, StoredLetter
 from ..transports import Envelope, MemoryConfig, SocketProviderFactory
 from ._admin_client import AdminClient, Unanswered
 

@@ -26,8 +26,8 @@ from ._one_line import one_line
 from ._terminal import Group
 
 if TYPE_CHECKING:
-    from ..runtime.messaging._stored_letter import LetterFilter
-    from ._dlq_change import Choice
+    from ..runtime.dead_letters._stored_letter import LetterFilter
+    from ._dlq_replay import Choice
 
 __all__ = ["main"]
 
@@ -503,7 +503,7 @@ _wanted_options = _options(
 
 def _wanted(given: dict[str, Any]) -> LetterFilter:
     """Take the options out that say which dead letters are wanted."""
-    from ._dlq import letter_filter
+    from ._dlq_show import letter_filter
 
     return letter_filter(*(given.pop(name) for name in ("actor", "error", "since", "until")))
 
@@ -521,7 +521,7 @@ def _dlq_list(**given: Any) -> int:
     URL is that of the broker, or of a configuration document, or memory:// with --admin. Anything
     else that is found where they are kept is listed as unreadable. Nothing is changed.
     """
-    from ._dlq import list_letters
+    from ._dlq_show import list_letters
 
     wanted = _wanted(given)
     return list_letters(wanted=wanted, **given)
@@ -539,7 +539,7 @@ def _dlq_show(**given: Any) -> int:
 
     LETTER is its name in spa-dat dlq list.
     """
-    from ._dlq import show_letter
+    from ._dlq_show import show_letter
 
     return show_letter(**given)
 
@@ -558,7 +558,7 @@ _change_options = _options(
 
 def _choice(given: dict[str, Any]) -> Choice:
     """Take the options out that say which dead letters are to be changed."""
-    from ._dlq_change import Choice
+    from ._dlq_replay import Choice
 
     return Choice(
         given.pop("letters"),
@@ -592,7 +592,7 @@ def _dlq_replay(**given: Any) -> int:
     Only the actor that failed gets them, as they were. A dead letter is removed once its message
     is handled; if that fails again, it stays. LETTER is a name in spa-dat dlq list.
     """
-    from ._dlq_change import replay_letters
+    from ._dlq_replay import replay_letters
 
     choice = _choice(given)
     return replay_letters(choice=choice, **given)
@@ -609,7 +609,7 @@ def _dlq_discard(**given: Any) -> int:
 
     LETTER is a name in spa-dat dlq list.
     """
-    from ._dlq_change import discard_letters
+    from ._dlq_replay import discard_letters
 
     choice = _choice(given)
     return discard_letters(choice=choice, **given)

@@ -22,14 +22,14 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConnectFailed, ConnectionLost
-from spa_dat.runtime.admin import _letter_pages
+from spa_dat.runtime.admin import _dead_letter_pages
 from spa_dat.runtime.admin._dead_letters import DeadLetters
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.application._lifecycle import Run
-from spa_dat.runtime.messaging._letter_index import LetterIndex
-from spa_dat.runtime.messaging._letter_reader import stored_letters
+from spa_dat.runtime.dead_letters._index import LetterIndex
+from spa_dat.runtime.dead_letters._reading import stored_letters
+from spa_dat.runtime.dead_letters._stored_letter import LetterFilter, StoredLetter
 from spa_dat.runtime.messaging._limited_posts import MOST_POSTS
-from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import Envelope, KafkaConfig, SocketProviderFactory
 from spa_dat.transports._wire_formats import WireName
@@ -49,7 +49,7 @@ def run_of(app: DistributedApplication) -> Run:
 
 
 async def names(letters: DeadLetters, wanted: LetterFilter | None = None) -> list[str]:
-    found = letters.stored(wanted or LetterFilter())
+    found = letters.search.stored(wanted or LetterFilter())
     return [letter.name async for _, letter in found]
 
 
@@ -91,14 +91,14 @@ async def test_a_letter_is_replayed_to_its_actor_and_removed() -> None:
         oven.got.clear()
         first = await letters.replay(name)
         assert (first.outcome, first.why) == ("failed", "Reject: too hot")
-        found = await letters.show(name)
+        found = await letters.search.show(name)
         assert found is not None
         assert found[1].replays == 1
         assert await names(letters) == [name]
         oven.mended = True
         assert (await letters.replay(name)).outcome == "handled"
         assert await names(letters) == []
-        assert await letters.show(name) is None
+        assert await letters.search.show(name) is None
         assert (await letters.replay(name)).outcome == "missing"
         assert oven.got == [("bread 0", 1)] * 2
 
@@ -185,7 +185,7 @@ async def test_what_cannot_be_replayed_stays_and_says_why() -> None:
         letters = run_of(app).dead_letters
         await oven.fail()
         (good,) = await names(letters)
-        found = await letters.show(good)
+        found = await letters.search.show(good)
         assert found is not None
         envelope = found[1].envelope
         changes: dict[str, dict[str, str]] = {
@@ -385,7 +385,7 @@ async def test_letters_of_an_actor_that_is_not_done_hold_up_nobody_elses() -> No
             site.publish("slow", f"{number}")
         site.publish("quick", "x")
         await site.parked(7)
-        found = [letter async for _, letter in letters.stored()]
+        found = [letter async for _, letter in letters.search.stored()]
         slow = [letter.name for letter in found if letter.actor == "slow"]
         (quick,) = (letter.name for letter in found if letter.actor == "quick")
         fails = False
@@ -474,11 +474,11 @@ async def test_who_asks_is_answered_whatever_goes_wrong(
 
 @pytest.mark.virtual
 async def test_a_list_is_bounded_also_in_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_letter_pages, "_MOST_TEXT", 200)
+    monkeypatch.setattr(_dead_letter_pages, "_MOST_TEXT", 200)
     oven = Oven()
     async with oven.app as app:
         await oven.fail(10)
-        told = await _letter_pages.LetterPages(run_of(app)).answer("GET", "/dead-letters", "")
+        told = await _dead_letter_pages.LetterPages(run_of(app)).answer("GET", "/dead-letters", "")
         assert told["more"]
         assert 1 < len(told["dead_letters"]) < 5
 
@@ -526,7 +526,7 @@ class Letters:
         )
 
     async def stored(self) -> list[StoredLetter]:
-        found = run_of(self.app).dead_letters.stored()
+        found = run_of(self.app).dead_letters.search.stored()
         return [letter async for _, letter in found]
 
 
@@ -565,7 +565,7 @@ async def test_letters_on_kafka_are_found_whatever_has_happened_since(
             letters, (first, second, third) = run_of(plant.app).dead_letters, await plant.stored()
             # Again in its place, which is another one in the topic.
             assert (await letters.replay(third.name, since=third.stored)).outcome == "failed"
-            found = await letters.show(third.name)
+            found = await letters.search.show(third.name)
             assert found is not None
             assert found[1].replays == 1
             # It is older than what was read.
@@ -579,16 +579,16 @@ async def test_letters_on_kafka_are_found_whatever_has_happened_since(
             # It is forgotten after a while, and read again.
             plant.read = 0
             await asyncio.sleep(1000)
-            assert await letters.show(fourth.name) is not None
+            assert await letters.search.show(fourth.name) is not None
             assert plant.read > 1
             plant.mended = True
             assert (await letters.replay(fourth.name, since=fourth.stored)).outcome == "handled"
-            assert await letters.show(third.name) is not None
+            assert await letters.search.show(third.name) is not None
             # What is there now is another topic.
             name = "_spa.dead-letter.plant"
             here.cluster.delete_topic(name)
             here.cluster.create_topic(name)
-            assert await letters.show(third.name) is None
+            assert await letters.search.show(third.name) is None
 
 
 @pytest.mark.mosquitto

@@ -9,8 +9,9 @@ import pytest
 
 from spa_dat import DistributedApplication, Reject, RetryPolicy
 from spa_dat._environment import Environment
+from spa_dat._texts import describe
 from spa_dat.errors import MessageTooLarge, PublishRefused
-from spa_dat.runtime.messaging._dead_letter import abridged, dead_letter, describe, simpler
+from spa_dat.runtime.dead_letters._writing import abridged, dead_letter, simpler
 from spa_dat.testing import Faults, Harness, Mosquitto
 from spa_dat.transports import Envelope, parked
 from spa_dat.transports.mqtt._bus import _LEAST_FOR_LETTERS

@@ -31,8 +31,8 @@ from spa_dat.errors import (
     PublishRefused,
     RemoteError,
 )
+from spa_dat.runtime.dead_letters._stored_letter import LetterFilter
 from spa_dat.runtime.hosting._durable_lane import DurableLane
-from spa_dat.runtime.messaging._stored_letter import LetterFilter
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope
 from spa_dat.transports._sqlite_states import SqliteStates
@@ -108,7 +108,7 @@ def test_without_undoing_the_states_they_would_be_wrong(monkeypatch: pytest.Monk
 async def replayed(app: DistributedApplication) -> list[str]:
     run = app._runs.current
     assert run is not None
-    found = [letter async for _, letter in run.dead_letters.stored(LetterFilter())]
+    found = [letter async for _, letter in run.dead_letters.search.stored(LetterFilter())]
     return [(await run.dead_letters.replay(letter.name)).outcome for letter in found]
 
 

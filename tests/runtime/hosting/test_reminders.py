@@ -27,8 +27,8 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError, RemoteError
 from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.dead_letters._stored_letter import LetterFilter
 from spa_dat.runtime.hosting._durable_lane import DurableLane
-from spa_dat.runtime.messaging._stored_letter import LetterFilter
 from spa_dat.testing import Faults, Harness
 from support.kafka_states import in_changelog
 from support.waiting import eventually
@@ -603,7 +603,7 @@ async def test_a_dead_letter_of_a_reminder_can_be_replayed(tmp_path: Path) -> No
         await app.socket().request("work/a", reply=int)
         await eventually(lambda: app.stats["dead_letters.stored"] == 1)
         letters = runs_of(app).current.dead_letters  # type: ignore[union-attr]
-        (name,) = [letter.name async for _, letter in letters.stored(LetterFilter())]
+        (name,) = [letter.name async for _, letter in letters.search.stored(LetterFilter())]
         well.set()
         assert (await letters.replay(name)).outcome == "handled"
         assert got == ["a"]

@@ -44,8 +44,8 @@ from spa_dat.errors import (
     RestartLimitReached,
 )
 from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.dead_letters._stored_letter import LetterFilter
 from spa_dat.runtime.hosting._process_worker import ProcessWorker
-from spa_dat.runtime.messaging._stored_letter import LetterFilter
 from spa_dat.runtime.processes._pipe_messages import Returned, StopActor
 from spa_dat.transports import MemoryConfig, MemoryProvider
 from support.processes import collect, make
@@ -356,10 +356,12 @@ async def test_handlers_that_raise_are_retried_there_and_become_dead_letters() -
         run = runs_of(app).current
         assert run is not None
         letters = run.dead_letters
-        (name, *_) = [letter.name async for _, letter in letters.stored(LetterFilter(error="not"))]
+        (name, *_) = [
+            letter.name async for _, letter in letters.search.stored(LetterFilter(error="not"))
+        ]
         again = await letters.replay(name)
         assert (again.outcome, again.why) == ("failed", "Reject: not this one")
-        replays = {letter.error: letter.replays async for _, letter in letters.stored()}
+        replays = {letter.error: letter.replays async for _, letter in letters.search.stored()}
         assert replays == {"Reject": 1, "ValueError": 0}
     assert got == [
         ["once", 1], ["once", 2], ["once", 3],

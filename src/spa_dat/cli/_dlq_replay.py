@@ -5,33 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-import msgspec
-
-from .._environment import Environment
 from .._texts import describe, escaped
 from ..errors import ConfigurationError, SpaDatError
-from ..runtime.admin._letter_commands import LetterAnswer, LetterCommand
-from ..runtime.messaging._letter_reader import stored_letters
-from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
-from ..runtime.payloads._codec import JSON
-from ..transports import (
-    Bus,
-    Envelope,
-    Identity,
-    KafkaConfig,
-    SocketProvider,
-    Surroundings,
-    command_topic,
-)
+from ..runtime.dead_letters._reading import stored_letters
+from ..runtime.dead_letters._stored_letter import LetterFilter, StoredLetter
+from ..transports import KafkaConfig, SocketProvider
 from ._broker_client import run_client
-from ._dlq import letter_as_text, letters_at
-from ._dlq_admin import UNANSWERED, AdminLetters
+from ._dlq_admin import AdminLetters
+from ._dlq_bus import RunningInstances, running_instances
+from ._dlq_show import letter_as_text, letters_at
 from ._message_output import json_line
 from ._standard_output import BackgroundOutput, check_open, write_notice
 from ._terminal import BAD, GOOD, ProgressBar, is_terminal, styled
@@ -40,14 +28,9 @@ __all__ = ["Choice", "discard_letters", "replay_letters"]
 
 _FAILED = 1
 _MOST = 10_000
-# How long instances have to say that they are there, and how often they are asked.
-_GATHER = 1.0
-_EXPIRY = 60.0
 _TIMEOUT = 30.0
 _LONGEST_NAME = 300
 _GOOD = ("handled", "discarded")
-_decode = msgspec.json.Decoder(LetterAnswer).decode
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
@@ -127,20 +110,20 @@ def replay_letters(
         return run_client(_change_by(letters, application, choice, change, dry_run, as_json))
     provider = letters_at(url, name=name, application=application)
 
-    async def work(desk: _Desk, changes: _Changes) -> None:
+    async def work(instances: RunningInstances, changes: _Changes) -> None:
         nobody = (
             f"no running instance of application {application!r} has answered within {timeout:g} s"
         )
-        if not await desk.find_instances(application, timeout):
+        if not await instances.find_instances(application, timeout):
             raise ConfigurationError(
                 f"{nobody}, and only that can handle the messages: start it, or give a longer"
                 " --timeout; the dead letters are as they were"
             )
         for letter in changes.letters:
-            answer = await desk.replay(application, letter, instance, timeout)
+            answer = await instances.replay(application, letter, instance, timeout)
             await changes.tell(letter, answer.outcome or "refused", answer.why)
             # Its actor is slow, or nobody is there any more to answer for the others either.
-            if answer.outcome is None and not await desk.find_instances(application, timeout):
+            if answer.outcome is None and not await instances.find_instances(application, timeout):
                 raise ConfigurationError(f"{nobody}; the other dead letters are as they were")
 
     return run_client(_change(provider, application, choice, work, dry_run, as_json))
@@ -177,12 +160,12 @@ def discard_letters(
         return run_client(_change_by(letters, application, choice, change, dry_run, as_json))
     provider = letters_at(url, name=name, application=application)
 
-    async def work(desk: _Desk, changes: _Changes) -> None:
+    async def work(instances: RunningInstances, changes: _Changes) -> None:
         if isinstance(provider.config, KafkaConfig):
             write_notice("Kafka cannot remove single records: they are marked as gone, and stay")
         for letter in changes.letters:
             try:
-                await desk.bus.unpark(letter.envelope, timeout=_TIMEOUT)
+                await instances.bus.unpark(letter.envelope, timeout=_TIMEOUT)
             except SpaDatError as error:
                 # That of one letter may have an address that nobody can publish to.
                 await changes.tell(letter, "refused", escaped(describe(error)))
@@ -193,7 +176,7 @@ def discard_letters(
 
 
 class _Work(Protocol):
-    async def __call__(self, desk: _Desk, changes: _Changes, /) -> None: ...
+    async def __call__(self, instances: RunningInstances, changes: _Changes, /) -> None: ...
 
 
 async def _change(
@@ -209,8 +192,8 @@ async def _change(
         if dry_run:
             await changes.show()
         elif chosen:
-            async with _desk(provider) as desk:
-                await work(desk, changes)
+            async with running_instances(provider) as instances:
+                await work(instances, changes)
     return changes.code
 
 
@@ -358,136 +341,3 @@ class _Changes:
     async def _write(self, text: str) -> None:
         assert self._output is not None
         await self._output.write(text)
-
-
-class _Desk:
-    """A connection to the broker, and over it to running instances of an application.
-
-    Args:
-        bus: the connection.
-        environment: ids.
-    """
-
-    def __init__(self, bus: Bus, environment: Environment) -> None:
-        self.bus = bus
-        self._environment = environment
-        self._answers: dict[str, asyncio.Queue[LetterAnswer]] = {}
-        self._instances: dict[str, None] = {}
-
-    def receive(self, correlation: str, envelope: Envelope) -> None:
-        """Take an answer; whatever else it is is ignored."""
-        waiting = self._answers.get(correlation)
-        if waiting is not None:
-            with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
-                waiting.put_nowait(_decode(envelope.payload))
-
-    async def find_instances(self, application: str, timeout: float) -> bool:
-        """Find out who is running; waits for the first, and a moment for others.
-
-        Returns whether somebody has answered in time.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        self._instances.clear()
-        while not self._instances:
-            async with self._asked(application, ask="who") as answers:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_GATHER):
-                        while True:
-                            self._instances[(await answers.get()).instance] = None
-            if loop.time() >= deadline:
-                break
-        return bool(self._instances)
-
-    async def replay(
-        self, application: str, letter: StoredLetter, instance: str | None, timeout: float
-    ) -> LetterAnswer:
-        """Have a letter replayed, by the instance whose actor failed unless another is given.
-
-        Without an answer there is no outcome.
-        """
-        if letter.obstacle is not None:
-            return LetterAnswer(instance="", outcome="refused", why=letter.obstacle)
-        chosen = instance or letter.instance
-        if chosen not in self._instances:
-            if instance is not None:
-                why = f"instance {instance!r} is not running"
-                return LetterAnswer(instance="", outcome="refused", why=why)
-            # Whoever shares the messages may handle them; others refuse it.
-            chosen = next(iter(self._instances))
-        answer = await self._replay_by(chosen, application, letter, instance, timeout)
-        if instance is None:
-            for other in [name for name in self._instances if name != chosen]:
-                if not answer.elsewhere:
-                    break
-                answer = await self._replay_by(other, application, letter, None, timeout)
-        return answer
-
-    async def _replay_by(
-        self,
-        chosen: str,
-        application: str,
-        letter: StoredLetter,
-        instance: str | None,
-        timeout: float,
-    ) -> LetterAnswer:
-        asked = self._asked(
-            application,
-            ask="replay",
-            instance=chosen,
-            letter=letter.name,
-            since=letter.stored,
-            anyway=instance is not None,
-        )
-        async with asked as answers:
-            try:
-                async with asyncio.timeout(timeout):
-                    return await answers.get()
-            except TimeoutError:
-                return LetterAnswer(instance=chosen, why=UNANSWERED.format(timeout))
-
-    @contextlib.asynccontextmanager
-    async def _asked(
-        self, application: str, **question: Any
-    ) -> AsyncIterator[asyncio.Queue[LetterAnswer]]:
-        correlation = self._environment.token()
-        answers = self._answers[correlation] = asyncio.Queue()
-        command = LetterCommand(reply_to=self.bus.reply_address(correlation), **question)
-        envelope = Envelope(
-            topic=command_topic(application),
-            payload=_encode(command),
-            content_type=JSON,
-            id=self._environment.new_id(),
-            time=self._environment.now(),
-            expiry=_EXPIRY,
-        )
-        try:
-            await self.bus.publish(envelope, timeout=_TIMEOUT)
-            yield answers
-        finally:
-            del self._answers[correlation]
-
-
-@contextlib.asynccontextmanager
-async def _desk(provider: SocketProvider) -> AsyncIterator[_Desk]:
-    environment = Environment()
-    working = asyncio.current_task()
-    assert working is not None
-    failed: list[BaseException] = []
-
-    def fail(error: BaseException) -> None:
-        failed.append(error)
-        working.cancel()
-
-    identity = Identity(f"dlq-{environment.token(8)}", ephemeral=True)
-    bus = provider.open(Surroundings(identity, environment, fatal=fail))
-    desk = _Desk(bus, environment)
-    try:
-        await bus.start(desk.receive)
-        yield desk
-    except asyncio.CancelledError:
-        if failed:
-            raise failed[0] from None
-        raise
-    finally:
-        await bus.close()

@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl
 from ..._texts import quoted
 from ...errors import ConfigurationError, SpaDatError
 from ...transports import Envelope
-from ..messaging._stored_letter import LetterFilter, StoredLetter
-from ._dead_letters import TooManyReaders
+from ..dead_letters._stored_letter import LetterFilter, StoredLetter
+from ._dead_letter_search import TooManyReaders
 
 if TYPE_CHECKING:
     from ._administered_run import AdministeredRun
@@ -104,7 +104,7 @@ class LetterPages:
         shown: list[dict[str, Any]] = []
         more = False
         room = _MOST_TEXT
-        found = self._run.dead_letters.stored(wanted, bus=told.get("bus"))
+        found = self._run.dead_letters.search.stored(wanted, bus=told.get("bus"))
         async with contextlib.aclosing(found):
             async for bus, letter in found:
                 if len(shown) >= min(limit, _MOST) or room < 0:
@@ -115,7 +115,7 @@ class LetterPages:
         return self._about() | {"dead_letters": shown, "more": more}
 
     async def _show(self, name: str, told: dict[str, str]) -> dict[str, Any]:
-        found = await self._run.dead_letters.show(name, bus=told.get("bus"))
+        found = await self._run.dead_letters.search.show(name, bus=told.get("bus"))
         if found is None:
             raise PageRefused(404, f"there is no dead letter {quoted(name, 80)}")
         bus, letter = found

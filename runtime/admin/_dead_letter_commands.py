@@ -15,7 +15,8 @@ from ...transports import REPLY_HEADER, Envelope, is_reserved
 from ..messaging._bus_connection import BusConnection
 from ..messaging._limited_posts import LimitedPosts
 from ..payloads._codec import JSON
-from ._dead_letters import LetterResult, TooManyReaders
+from ._dead_letter_replay import LetterResult
+from ._dead_letter_search import TooManyReaders
 
 if TYPE_CHECKING:
     from ._administered_run import AdministeredRun

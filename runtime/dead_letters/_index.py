@@ -7,7 +7,7 @@ import contextlib
 
 from ...errors import UnknownTopic
 from ...transports import KafkaConfig, dead_letter_filter, named_topic
-from ._letter_reader import no_letters
+from ._reading import no_letters
 from ._stored_letter import StoredLetter
 
 __all__ = ["LetterIndex"]

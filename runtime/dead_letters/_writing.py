@@ -1,4 +1,4 @@
-"""Dead letters: messages that could not be handled, with what is needed to handle them later."""
+"""Making a dead letter of a message, with what is needed to handle it later, in forms that fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..._texts import describe, error_name, escaped
 from ...errors import MessageTooLarge
 from ...transports import DEFAULT_TYPE, Envelope
 
-__all__ = ["abridged", "dead_letter", "describe", "plain", "simpler", "time_text"]
+__all__ = ["abridged", "dead_letter", "plain", "simpler", "time_text"]
 
 _NAMESPACE = uuid.UUID("c1a2f1f6-8f2f-5d0e-8a8e-3d5a1f6b7c11")
 _LONGEST_TEXT = 1000

@@ -1,4 +1,4 @@
-"""``spa-dat dlq list`` and ``spa-dat dlq show``."""
+"""``spa-dat dlq list`` and ``spa-dat dlq show``: the dead letters on a bus."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from datetime import datetime
 
 from .._texts import escaped
 from ..errors import ConfigurationError
-from ..runtime.messaging._letter_reader import stored_letters
-from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
+from ..runtime.dead_letters._reading import stored_letters
+from ..runtime.dead_letters._stored_letter import LetterFilter, StoredLetter
 from ..runtime.options._option_checks import check_name
 from ..transports import MemoryConfig, SocketProvider, SocketProviderFactory
 from ._broker_client import broker_at, run_client
