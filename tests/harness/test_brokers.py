@@ -430,6 +430,23 @@ async def test_kafka_speaks_tls(own_kafka: Callable[..., Kafka]) -> None:
 
 
 @pytest.mark.kafka
+def test_kafka_has_started_only_when_each_of_its_listeners_accepts(
+    own_kafka: Callable[..., Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepts, asked = Kafka._accepts, list[int]()
+
+    def late(self: Kafka, port: int) -> bool:
+        asked.append(port)
+        if asked.count(port) == 1:
+            raise ConnectionRefusedError
+        return accepts(self, port)
+
+    monkeypatch.setattr(Kafka, "_accepts", late)
+    broker = own_kafka(tls=True)
+    assert {broker.port, broker.tls_port} <= {port for port in asked if asked.count(port) > 1}
+
+
+@pytest.mark.kafka
 async def test_kafka_keeps_records_with_a_time_of_long_ago(kafka: Kafka) -> None:
     name = f"{new_prefix()}old"
     await create(kafka.server, name)
