@@ -17,9 +17,38 @@ if TYPE_CHECKING:
     from ._actor_controls import ActorControls
     from ._dead_letters import DeadLetters
 
-__all__ = ["AdministeredRun"]
+__all__ = ["AdministeredHealth", "AdministeredRun"]
 
 T = TypeVar("T")
+
+
+class AdministeredHealth(Protocol):
+    """The health of a run, and the parts of which it consists."""
+
+    @property
+    def health(self) -> Health:
+        """All that can be told about it now."""
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What is wrong, in words, by actor, address of a bus, or application."""
+
+    @property
+    def loop_lag(self) -> float | None:
+        """How long the event loop needed to respond, in seconds."""
+
+    @property
+    def connections(self) -> Sequence[ConnectionHealth]:
+        """What can be told about its connections."""
+
+    def actor(self, actor: ActorRunner) -> ActorHealth:
+        """Return what can be told about one of its actors."""
+
+    def state(self, problems: Mapping[str, str]) -> HealthState:
+        """Return the state that its health tells."""
+
+    def reasons_not_ready(self) -> dict[str, str]:
+        """Return why it cannot be given work; cheaper than all of its health."""
 
 
 class AdministeredRun(Protocol):
@@ -46,20 +75,8 @@ class AdministeredRun(Protocol):
         """The buses in use."""
 
     @property
-    def health(self) -> Health:
-        """All that can be told about it now."""
-
-    @property
-    def problems(self) -> Mapping[str, str]:
-        """What is wrong, in words, by actor, address of a bus, or application."""
-
-    @property
-    def loop_lag(self) -> float | None:
-        """How long the event loop needed to respond, in seconds."""
-
-    @property
-    def connection_health(self) -> Sequence[ConnectionHealth]:
-        """What can be told about its connections."""
+    def report(self) -> AdministeredHealth:
+        """What can be told about its health."""
 
     @property
     def controls(self) -> ActorControls:
@@ -68,15 +85,6 @@ class AdministeredRun(Protocol):
     @property
     def dead_letters(self) -> DeadLetters:
         """Its dead letters."""
-
-    def reasons_not_ready(self) -> dict[str, str]:
-        """Return why it cannot be given work; cheaper than all of its health."""
-
-    def health_state(self, problems: Mapping[str, str]) -> HealthState:
-        """Return the state that its health tells."""
-
-    def actor_health(self, actor: ActorRunner) -> ActorHealth:
-        """Return what can be told about one of its actors."""
 
     def working(self, name: str) -> ActorRunner | None:
         """Return the actor with this name if it is running and gets messages."""

@@ -1,4 +1,4 @@
-"""One run of an application: the order of starting and of stopping, and its health."""
+"""One run of an application: the order of starting and of stopping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from ...actors import ActorSystem
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
 from ...transports import Envelope, SocketProvider
 from ..admin._actor_controls import ActorControls
-from ..diagnostics._problems import Problems
 from ..diagnostics._unclean_stop import GivenUp
 from ..handling._dead_letter_store import DeadLetterLimit
 from ..hosting._actor_observer import Observer
@@ -59,7 +58,6 @@ from ._stopping import (
 if TYPE_CHECKING:
     from ..admin._dead_letter_commands import LetterCommands
     from ..admin._dead_letters import DeadLetters
-    from ..diagnostics._health import ActorHealth, ConnectionHealth, Health, HealthState
     from ..diagnostics._stop_report import StopReport
     from ..hosting._durable_states import DurableStates
     from ._metrics_export import MetricsExport
@@ -92,6 +90,7 @@ class Run:
     Attributes:
         state: the state of the run.
         reason: the reason to stop, once there is one.
+        report: what can be told about its health.
         durable_states: the states of durable keys; None if no actor has any.
         stop_report: what became of its messages; None until it has stopped.
     """
@@ -123,7 +122,6 @@ class Run:
         self._context = copy_context()
         self._leaving: dict[ActorRunner, asyncio.Task[None]] = {}
         self._confirming: asyncio.Task[None] | None = None
-        self._problems: dict[str, str] = {}
         self._log = LimitedLog(log)
         self._letters = DeadLetterLimit(settings.dead_letter_limit)
         self._waits = StartProgress(self._name, self._refuse_if_stopping)
@@ -138,7 +136,9 @@ class Run:
         self.controls = ActorControls(self._name, lambda: self._actors, self._why_no_control)
         self._admin = AdminEndpoint(self, admin, exposition)
         self._observer = self._admin.observing(settings.observer)
-        self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
+        self.report = HealthReport(
+            self, self._subscriptions, self._letters, self._watchdog, self._waits
+        )
         self._dead_letters: DeadLetters | None = None
         self.durable_states: DurableStates | None = None
         self._commands: LetterCommands | None = None
@@ -158,7 +158,7 @@ class Run:
         # Not at the top: most applications have no metrics.
         from ._metrics_export import MetricsExport
 
-        return MetricsExport(self.settings, lambda: self.health)
+        return MetricsExport(self.settings, lambda: self.report.health)
 
     def _enter(self, state: RunState) -> None:
         """Move on to a later state. Nothing else changes the state."""
@@ -202,7 +202,7 @@ class Run:
 
     def parked(self, actor: str, lane: str) -> None:
         """Note that a dead letter was stored, so whatever prevented it is over."""
-        self._problems.pop(lane, None)
+        self.report.noted.pop(lane, None)
         self.settings.stats["dead_letters.stored"] += 1
         if self._letters.stored(actor):
             self.unhealthy(actor, self._letters.problem)
@@ -212,13 +212,13 @@ class Run:
     def letter_gone(self, actor: str) -> None:
         """Note that a dead letter of the actor was taken away, which makes room for another."""
         self._letters.gone(actor)
-        if self._problems.get(actor) == self._letters.problem:
-            del self._problems[actor]
+        if self.report.noted.get(actor) == self._letters.problem:
+            del self.report.noted[actor]
 
     def unhealthy(self, actor: str, reason: str) -> None:
         """Note, and log, why an actor cannot do its work."""
-        if self._problems.get(actor) != reason:
-            self._problems[actor] = reason
+        if self.report.noted.get(actor) != reason:
+            self.report.noted[actor] = reason
             log.error("%s: actor %r: %s", self._name, actor, reason)
 
     def stop_actor(self, actor: ActorRunner) -> None:
@@ -265,7 +265,7 @@ class Run:
             self._loop.call_later(self.settings.stop_timeout, self._give_up_start)
         self.reason.give(error)
         if error is not None:
-            self._problems[self._name] = f"it has failed: {reason_of(error)}"
+            self.report.noted[self._name] = f"it has failed: {reason_of(error)}"
 
     def _give_up_start(self) -> None:
         if self.state is RunState.STARTING:
@@ -284,105 +284,13 @@ class Run:
 
     # For the application.
 
-    @property
-    def problems(self) -> dict[str, str]:
-        """What is wrong, in words, by actor, address of a bus, or application."""
-        found = Problems(self._problems)
-        if self.state >= RunState.STOPPING:
-            found.add(self._name, "it is stopping")
-        elif self.state is RunState.STARTING:
-            found.add(self._name, f"it {self._waits}")
-        for connection in self._buses:
-            found.add(connection.provider.address, connection.bus.trouble)
-        for actor in self._actors:
-            if actor not in self._leaving:
-                for trouble in (*self._subscriptions.troubles(actor), actor.trouble):
-                    found.add(actor.name, trouble)
-            if self._is_paused(actor):
-                found.add(actor.name, "it is paused")
-        for name, text in self._watchdog.problems:
-            found.add(name, text)
-        return found.texts()
+    def has_stopped(self, actor: ActorRunner) -> bool:
+        """Return whether an actor has ended, or is leaving."""
+        return actor.ended or self.is_leaving(actor)
 
-    @property
-    def health(self) -> Health:
-        """All that can be told about it now. Works from any thread."""
-        identity, problems = self.settings.identity, self.problems
-        self._report.look()
-        from ..diagnostics._health import Health
-
-        return Health(
-            application=identity.application,
-            instance=identity.instance,
-            state=self.health_state(problems),
-            problems=problems,
-            actors=tuple(map(self.actor_health, tuple(self._actors))),
-            connections=self.connection_health,
-            loop_lag=self.loop_lag,
-        )
-
-    @property
-    def connection_health(self) -> tuple[ConnectionHealth, ...]:
-        """What can be told about its connections."""
-        return tuple(map(self._report.connection, self._buses))
-
-    @property
-    def loop_lag(self) -> float | None:
-        """As in `Health`."""
-        return self._watchdog.lag
-
-    def reasons_not_ready(self) -> dict[str, str]:
-        """Return why it cannot be given work, as `Health` does; cheaper than all of that."""
-        problems = self.problems
-        state = self.health_state(problems)
-        from ..diagnostics._health import reasons_not_ready
-
-        if state not in ("ready", "degraded"):
-            return reasons_not_ready(state, problems, (), ())
-        away = [each.provider.address for each in self._buses if not each.bus.connected]
-        deaf = [
-            actor.name
-            for actor in tuple(self._actors)
-            if not self._has_stopped(actor) and self._receiving(actor) is False
-        ]
-        return reasons_not_ready(state, problems, away, deaf)
-
-    def health_state(self, problems: Mapping[str, str]) -> HealthState:
-        """Return the state that its health tells.
-
-        Args:
-            problems: what is wrong with it.
-        """
-        if self.reason.failure is not None:
-            return "failed"
-        if self.state >= RunState.STOPPING:
-            return "stopping"
-        if self.state is RunState.STARTING:
-            return "starting"
-        return "degraded" if problems else "ready"
-
-    def actor_health(self, actor: ActorRunner) -> ActorHealth:
-        """Return what can be told about one of its actors."""
-        return self._report.actor(
-            actor,
-            receiving=self._receiving(actor),
-            paused=self._is_paused(actor),
-            stopped=self._has_stopped(actor),
-        )
-
-    def _is_paused(self, actor: ActorRunner) -> bool:
-        # Its last message may have ended it, and then nobody can resume it.
-        return actor.name in self.controls.paused and not self._has_stopped(actor)
-
-    def _has_stopped(self, actor: ActorRunner) -> bool:
-        return actor.ended or actor in self._leaving
-
-    def _receiving(self, actor: ActorRunner) -> bool | None:
-        if actor.runtime.router is None and not actor.spec.filters:
-            return None
-        if self.state is not RunState.RUNNING or self._has_stopped(actor):
-            return False
-        return not any((*self._subscriptions.troubles(actor), actor.runtime.trouble))
+    def is_leaving(self, actor: ActorRunner) -> bool:
+        """Return whether an actor is being stopped, or was, while the others go on."""
+        return actor in self._leaving
 
     def _why_no_control(self) -> str | None:
         if self.state is RunState.RUNNING:
@@ -404,6 +312,11 @@ class Run:
         return self._loop.create_task(work, context=self._context.copy())
 
     @property
+    def is_starting(self) -> bool:
+        """Whether it has not started yet, and is not stopping."""
+        return self.state is RunState.STARTING
+
+    @property
     def is_running(self) -> bool:
         """Whether it has started, and is not stopping."""
         return self.state is RunState.RUNNING
@@ -413,7 +326,7 @@ class Run:
         if not self.is_running:
             return None
         found = (actor for actor in self._actors if actor.name == name)
-        return next((one for one in found if one not in self._leaving and not one.ended), None)
+        return next((one for one in found if not self.has_stopped(one)), None)
 
     @property
     def actors(self) -> tuple[ActorRunner, ...]:
@@ -503,7 +416,7 @@ class Run:
             self._waits.end()
         self._enter(RunState.RUNNING)
         self._watchdog.start()
-        self._report.start(self._actors)
+        self.report.start()
         log.info(
             "application %r instance %r has started: %d actors, %s",
             identity.application,
@@ -669,7 +582,7 @@ class Run:
     def _let_go(self) -> None:
         """Look at it no more, and let another run use its buses."""
         self._watchdog.stop()
-        self._report.stop()
+        self.report.stop()
         if self._metrics is not None:
             self._metrics.stop()
         self._buses.release()
@@ -734,4 +647,4 @@ class Run:
         if self.observer is not None:
             self.observer.failed(f"{self._system.name}/{ref.name}", where, error, None)
         if where in ("restart", "task"):
-            self._problems[ref.name] = describe(error)
+            self.report.noted[ref.name] = describe(error)

@@ -13,7 +13,7 @@ import pytest
 from spa_dat import Actor, DistributedApplication, on
 from spa_dat.errors import ConfigurationError
 from spa_dat.runtime.admin import _endpoint, _server
-from spa_dat.runtime.application._lifecycle import Run
+from spa_dat.runtime.application._health_report import HealthReport
 from spa_dat.runtime.options._admin_address import AdminAddress
 from support.waiting import eventually
 
@@ -248,14 +248,14 @@ async def test_readiness_is_found_out_only_so_often_however_often_anybody_asks(
     monkeypatch.setattr(_endpoint, "_OLDEST_READINESS", 1000.0)
     app = make()
     looked = 0
-    found = Run.reasons_not_ready
+    found = HealthReport.reasons_not_ready
 
-    def look(run: Run) -> dict[str, str]:
+    def look(report: HealthReport) -> dict[str, str]:
         nonlocal looked
         looked += 1
-        return found(run)
+        return found(report)
 
-    monkeypatch.setattr(Run, "reasons_not_ready", look)
+    monkeypatch.setattr(HealthReport, "reasons_not_ready", look)
     async with app:
         for _ in range(3):
             assert (await ask(port(), "/readyz"))[0] == 200
