@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar  # with a default; of type checkers only
 
     from ._tenures import Tenure
+    from ._units import Unit
 
     R = TypeVar("R", covariant=True, default=object)
 else:
@@ -102,6 +103,11 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
         tracker = self.tracker
         return tracker is not None and tracker.full and tracker.next is self
 
+    @property
+    def unit(self) -> Unit | None:
+        """What commits its outcome; None if nothing does."""
+        return None if self.tracker is None else self.tracker.unit
+
     def start(self) -> bool:
         """Claim the delivery for a handler; False when it must not run (withdrawn or settled)."""
         if self.state is not _QUEUED:
@@ -177,9 +183,20 @@ class Tracker:
         full: whether the transport accepts nothing more until something is released; see `fill`.
         tenure: for how long nobody else handles what comes from the source; None if nobody else
             ever does.
+        unit: commits what the deliveries have come to; None if nothing does.
     """
 
-    __slots__ = ("_on_settled", "_release", "_slots", "epoch", "full", "passing", "size", "tenure")
+    __slots__ = (
+        "_on_settled",
+        "_release",
+        "_slots",
+        "epoch",
+        "full",
+        "passing",
+        "size",
+        "tenure",
+        "unit",
+    )
 
     def __init__(
         self,
@@ -194,6 +211,7 @@ class Tracker:
         self.passing: int = 0
         self.full: bool = False
         self.tenure: Tenure | None = None
+        self.unit: Unit | None = None
 
     def __len__(self) -> int:
         """Return the number of deliveries that are not released yet."""

@@ -25,7 +25,8 @@ class Outcome(msgspec.Struct, eq=False):
         value: what is kept of that key from now on; None for nothing.
         wake: when something is to be done with that key, in seconds since 1970; None for never.
         size: the bytes of the outputs, as whoever has it counts them.
-        after: where the unit has put it among its messages, in its own terms.
+        after: of which message of its key it comes behind, or is, in the terms of the unit.
+        behind: whose message that is, likewise.
     """
 
     outputs: list[object] = []
@@ -37,6 +38,7 @@ class Outcome(msgspec.Struct, eq=False):
     wake: float | None = None
     size: int = 0
     after: int = -1
+    behind: object = None
 
     def drop(self) -> None:
         """Forget all of it: the attempt has failed."""
@@ -61,10 +63,12 @@ class Refused(NamedTuple):
 
 
 class Unit(Tracker, abc.ABC):
-    """The tracker of deliveries whose outcomes are committed together with their acknowledgement.
+    """What is committed together: outcomes of deliveries, with their acknowledgement.
 
-    The longest settled prefix is committed now and then. If that fails, everything that is not
-    committed comes again, and what handlers make of the earlier deliveries counts for nothing.
+    The deliveries have trackers of their own, whose `Tracker.unit` it is. It is itself that of each
+    `OwnDelivery`. The longest settled prefix is committed now and then. If that fails, everything
+    that is not committed comes again, and what handlers make of the earlier deliveries counts for
+    nothing.
     """
 
     __slots__ = ()

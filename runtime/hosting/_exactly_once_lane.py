@@ -9,7 +9,7 @@ from typing import Any
 
 from ...actors import refuse_unrun
 from ...transports import Envelope
-from ...transports._units import Outcome, Unit
+from ...transports._units import Outcome
 from ..handling._argument_values import ProducerScope
 from ..messaging._recording_socket import RecordingSocket
 from ..messaging._socket import Socket
@@ -74,8 +74,8 @@ class ExactlyOnceLane(OutcomeLane):
         """Call a handler, and note what it has come to."""
         delivery = turn.delivery
         assert delivery is not None
-        unit = delivery.tracker
-        if not isinstance(unit, Unit):
+        unit = delivery.unit
+        if unit is None:
             return await call()
         refuse_again(unit, delivery)
         turn.outcome = outcome = Outcome()

@@ -37,9 +37,8 @@ class KeyUnits:
         return self._routes()[0].router
 
     def __iter__(self) -> Iterator[Unit]:
-        for unit in self.router.trackers:
-            if isinstance(unit, Unit):
-                yield unit
+        units = dict.fromkeys(tracker.unit for tracker in self.router.trackers)
+        return (unit for unit in units if unit is not None)
 
     def numbered(self, number: int | None) -> Unit | None:
         """Return the unit with a number, if this instance has it."""

@@ -32,9 +32,9 @@ class OutcomeLane(Lane):
 
     async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
         """As in `Lane`: committed with the acknowledgement, unless it was refused there."""
-        unit = delivery.tracker
-        refused = unit.refused(delivery) if isinstance(unit, Unit) else None
-        if not isinstance(unit, Unit) or (refused is not None and refused.letter_too):
+        unit = delivery.unit
+        refused = None if unit is None else unit.refused(delivery)
+        if unit is None or (refused is not None and refused.letter_too):
             await super().park(delivery, letter, timeout)
             return
         outcome = Outcome()

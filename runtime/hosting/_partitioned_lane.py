@@ -78,7 +78,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
 
     def instance_for(self, cell: KeyCell, shared: Any) -> Any:
         """As in `KeyedLane`; forgets a state first that has expired, or is of another unit."""
-        if cell.active and cell.unit is not self.item.tracker:
+        if cell.active and cell.unit is not self.item.unit:
             cell.reset()
         elif self._expires:
             self.kept.forget_expired(cell)
@@ -86,8 +86,8 @@ class PartitionedLane(OutcomeLane, DurableLane):
 
     def _unit_of(self, cell: KeyCell, delivery: Delivery) -> Unit:
         """Return the unit of a message; raise Reject if it cannot be handled as a part of one."""
-        unit = delivery.tracker
-        if not isinstance(unit, Unit):
+        unit = delivery.unit
+        if unit is None:
             raise Reject(
                 "a message of a durable key has to come from its partition, with which its state is"
                 " committed: publish it on its topic"
@@ -195,8 +195,8 @@ class PartitionedLane(OutcomeLane, DurableLane):
         """As in `OutcomeLane`; a reminder that becomes a dead letter is set no more."""
         await super().park(delivery, letter, timeout)
         if isinstance(delivery, ReminderDelivery):
-            unit = delivery.tracker
-            assert isinstance(unit, Unit)
+            unit = delivery.unit
+            assert unit is not None
             delivery.outcome = await self._without(delivery, unit, delivery.outcome or Outcome())
 
     async def _without(

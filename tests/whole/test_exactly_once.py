@@ -11,6 +11,7 @@ from typing import Any
 
 import aiokafka.errors as kafka
 import pytest
+from aiokafka.structs import TopicPartition
 
 from spa_dat import (
     Actor,
@@ -26,7 +27,7 @@ from spa_dat import (
 from spa_dat.errors import ConfigurationError, MessageTooLarge, PublishRefused, RemoteError
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports._units import Outcome
-from spa_dat.transports.kafka.consuming._unit_tracker import Due, RefusedOutcomes
+from spa_dat.transports.kafka.consuming._unit_tracker import Due, RefusedOutcomes, Source
 from spa_dat.transports.kafka.consuming._units import Units
 from spa_dat.transports.kafka.producing._transactions import (
     Refusals,
@@ -315,24 +316,37 @@ def test_an_application_without_a_name_is_refused() -> None:
         """It does not start."""
 
 
-def test_several_topics_are_refused() -> None:
+def test_a_pattern_of_topics_is_refused() -> None:
     app = application()
 
     @app.application("orders/+", exactly_once=True)
     async def orders(payload: bytes) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="whose names match a pattern"), Harness(app):
+        """It does not start."""
+
+
+def test_several_topics_are_read_in_one_transaction_for_each_partition() -> None:
+    app = application()
 
     class Orders(Actor):
         exactly_once = True
 
         @on("orders")
         @on("returns")
-        async def take(self, payload: bytes) -> None: ...
+        async def take(self, number: int, socket: Socket) -> None:
+            await socket.publish("invoices", number)
 
-    other = application()
-    other.add(Orders)
-    for one in (app, other):
-        with pytest.raises(ConfigurationError, match="reads several topics"), Harness(one):
-            """It does not start."""
+    app.add(Orders)
+    with Harness(app) as harness:
+        for number in range(20):
+            harness.publish("returns" if number % 3 else "orders", number, key=f"k{number % 5}")
+        harness.settle()
+        harness.crash()
+        harness.restart()
+        harness.publish("returns", 20)
+        harness.settle()
+        assert sorted(harness.published("invoices")) == [*range(21)]
 
 
 def test_publishes_on_another_bus_are_there_before_the_commit() -> None:
@@ -391,22 +405,29 @@ def test_a_dead_letter_that_is_refused_as_well_is_stored_without_a_transaction(
 
 def test_large_batches_are_taken_apart_to_find_what_is_refused() -> None:
     refused = RefusedOutcomes()
+    place, other = TopicPartition("orders", 0), TopicPartition("returns", 0)
+    sources: list[Source] = [(place, 10), (place, 11), (place, 11), (place, 14)]
     errors = dict.fromkeys((2, 3), PublishRefused("one of them"))
-    refused.add(Refusals(errors, certain=False), [10, 11, 11, 14])
-    due = Due(15, True, [(14, Outcome())], {})
+    refused.add(Refusals(errors, certain=False), sources)
+    due = Due({place: 15}, [(place, 14, Outcome())], {})
     assert refused.apart(due)
-    assert not refused.apart(due._replace(outcomes=[(15, Outcome())]))
-    assert refused.of(14) is None
-    refused.add(Refusals({3: PublishRefused("this one")}, certain=True), [10, 11, 11, 14])
-    known = refused.of(14)
+    assert not refused.apart(due._replace(outcomes=[(place, 15, Outcome())]))
+    assert not refused.apart(due._replace(outcomes=[(other, 14, Outcome())]))
+    assert refused.of((place, 14)) is None
+    refused.add(Refusals({3: PublishRefused("this one")}, certain=True), sources)
+    known = refused.of((place, 14))
     assert known is not None
     assert not known.letter_too
-    refused.add(Refusals({0: PublishRefused("its letter")}, certain=True), [14])
-    known = refused.of(14)
+    assert refused.of((other, 14)) is None
+    refused.add(Refusals({0: PublishRefused("its letter")}, certain=True), [(place, 14)])
+    known = refused.of((place, 14))
     assert known is not None
     assert known.letter_too
+    refused.forget(due._replace(offsets={other: 15}))
+    assert refused.of((place, 14)) is not None
     refused.forget(due)
-    assert refused.of(14) is None
+    assert refused.of((place, 14)) is None
+    assert not refused.apart(due)
 
 
 def test_a_failure_after_a_rebalance_is_not_taken_for_the_one_before_it(

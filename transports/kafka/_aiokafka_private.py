@@ -39,7 +39,8 @@ from aiokafka.consumer.subscription_state import (
     SubscriptionState,
     TopicPartitionState,
 )
-from aiokafka.coordinator.protocol import ConsumerProtocol
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.protocol import ConsumerProtocol, ConsumerProtocolMemberAssignment
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator, MessageBatch
 from aiokafka.producer.sender import Sender
@@ -81,8 +82,10 @@ from ...errors import ConfigurationError
 from ._errors import LoginBrokenOff, TokenRefused, WrongLoginAnswer
 
 __all__ = [
+    "ConsumerProtocolMemberAssignment",
     "EpochEndsRequest",
     "LenientRecords",
+    "RoundRobinPartitionAssignor",
     "TopicIdsRequest",
     "accepted_logins",
     "answers_plain",
@@ -141,6 +144,7 @@ _log = get_logger(__name__)
 # The check at the start.
 
 _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
+    (RoundRobinPartitionAssignor, ("assign", "metadata", "name", "on_assignment", "version")),
     (
         AIOKafkaConnection,
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,11 @@ from spa_dat.transports.kafka.consuming._snapshots import (
     SnapshotLost,
 )
 from spa_dat.transports.kafka.consuming._unit_commits import UnitCommits
-from spa_dat.transports.kafka.consuming._unit_tracker import RefusedOutcomes, UnitTracker
+from spa_dat.transports.kafka.consuming._unit_tracker import (
+    PartitionUnit,
+    RefusedOutcomes,
+    UnitTracker,
+)
 from spa_dat.transports.kafka.producing._transactions import Refusals, TransactionFailed
 
 PLACE = TopicPartition("orders", 0)
@@ -55,19 +59,34 @@ class Producer:
         """Nothing is to be closed."""
 
 
+def tracker_in(
+    assignment: Assignment, states: PartitionStates | None = None, *more: str
+) -> UnitTracker:
+    """Return the tracker of a new unit in an assignment, which has further topics."""
+    unit = PartitionUnit(assignment, PLACE.partition, RefusedOutcomes(), states)
+    for topic in (PLACE.topic, *more):
+        place = TopicPartition(topic, PLACE.partition)
+        assignment.trackers[place] = UnitTracker(assignment, place, lambda _: None, unit)
+    return unit.trackers[0]
+
+
+def unit_of(tracker: UnitTracker) -> PartitionUnit:
+    assert isinstance(tracker.unit, PartitionUnit)
+    return tracker.unit
+
+
 def handle(tracker: UnitTracker, offset: int, **outcome: Any) -> None:
     delivery = Delivery(
         Envelope(topic="orders"), tracker=tracker, epoch=tracker.epoch, token=offset
     )
     tracker.slots.append(delivery)
-    tracker.note(delivery, Outcome(**outcome))
+    unit_of(tracker).note(delivery, Outcome(**outcome))
     delivery.settle()
 
 
 def commits_of(
     assignment: Assignment,
     producer: Producer,
-    refusals: Mapping[TopicPartition, RefusedOutcomes],
     changelog: str = "",
 ) -> UnitCommits:
     return UnitCommits(
@@ -76,7 +95,6 @@ def commits_of(
         Counter(),
         "shop.orders",
         lambda _: producer,  # type: ignore[arg-type,return-value]
-        refusals,
         lambda: None,
         lambda _: None,
         changelog,
@@ -91,10 +109,8 @@ async def test_a_rebalance_while_a_member_leaves_commits_nothing_behind_what_has
     interrupted: bool,
 ) -> None:
     assignment, producer = Assignment(1), Producer()
-    refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
-    tracker = UnitTracker(assignment, PLACE, lambda _: None, refusals[PLACE])
-    assignment.trackers[PLACE] = tracker
-    commits = commits_of(assignment, producer, refusals)
+    tracker = tracker_in(assignment)
+    commits = commits_of(assignment, producer)
     handle(tracker, 0)
     leaving = asyncio.create_task(commits.finish(60.0))
     while not producer.begun:
@@ -126,10 +142,8 @@ async def test_a_last_transaction_that_hangs_does_not_hold_up_the_end(
     lost: bool, seconds: float
 ) -> None:
     assignment, producer = Assignment(1), Hanging()
-    refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
-    tracker = UnitTracker(assignment, PLACE, lambda _: None, refusals[PLACE])
-    assignment.trackers[PLACE] = tracker
-    commits = commits_of(assignment, producer, refusals)
+    tracker = tracker_in(assignment)
+    commits = commits_of(assignment, producer)
     loop = asyncio.get_running_loop()
     handle(tracker, 0)
     await asyncio.sleep(1.0)
@@ -155,11 +169,9 @@ class Appending(Producer):
 
 async def test_with_a_commit_all_that_there_is_of_a_partition_is_known() -> None:
     assignment, states = Assignment(1), PartitionStates()
-    refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
     states.restored = True
-    tracker = UnitTracker(assignment, PLACE, lambda _: None, refusals[PLACE], states)
-    assignment.trackers[PLACE] = tracker
-    commits = commits_of(assignment, Appending(), refusals, "log")
+    tracker = tracker_in(assignment, states)
+    commits = commits_of(assignment, Appending(), "log")
     handle(tracker, 0, key="a", value=b"1")
     await commits.finish(60.0)
     assert (states.position, states.at, states.values) == (7, NOW, {b"a": b"1"})
@@ -181,10 +193,8 @@ async def test_one_transaction_has_no_more_outcomes_than_can_be_written_in_time(
             return {}
 
     assignment, producer = Assignment(1), Counting()
-    refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
-    tracker = UnitTracker(assignment, PLACE, lambda _: None, refusals[PLACE])
-    assignment.trackers[PLACE] = tracker
-    commits = commits_of(assignment, producer, refusals)
+    tracker = tracker_in(assignment)
+    commits = commits_of(assignment, producer)
     for offset in range(5):
         handle(tracker, offset, outputs=[Record("invoices", None, b"%d" % offset, [], None)])
     await asyncio.sleep(1.0)
@@ -194,14 +204,14 @@ async def test_one_transaction_has_no_more_outcomes_than_can_be_written_in_time(
 
 async def test_an_outcome_in_place_of_an_earlier_one_does_not_count_twice() -> None:
     assignment = Assignment(1)
-    tracker = UnitTracker(assignment, PLACE, lambda _: None, RefusedOutcomes())
+    tracker = tracker_in(assignment)
     delivery = Delivery(Envelope(topic="orders"), tracker=tracker, token=0)
     tracker.slots.append(delivery)
     for _ in range(3):
         # Two of them would be more than a partition may have.
-        tracker.note(delivery, Outcome(key="a", value=b"x" * 10_000_000))
+        unit_of(tracker).note(delivery, Outcome(key="a", value=b"x" * 10_000_000))
     assert not tracker.holds(2)
-    tracker.note(delivery, Outcome())
+    unit_of(tracker).note(delivery, Outcome())
     assert not tracker.holds(2)
 
 
@@ -226,10 +236,8 @@ async def test_who_commits_waits_when_too_much_is_not_in_the_snapshot(
     monkeypatch.setattr(SnapshotFile, "write", written)
     monkeypatch.setattr(_snapshots, "_MOST_KEYS", 2)
     assignment = Assignment(1)
-    refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
-    tracker = UnitTracker(assignment, PLACE, lambda _: None, refusals[PLACE], states)
-    assignment.trackers[PLACE] = tracker
-    commits = commits_of(assignment, Appending(), refusals, "log")
+    tracker = tracker_in(assignment, states)
+    commits = commits_of(assignment, Appending(), "log")
     handle(tracker, 0, key="a", value=b"1")
     handle(tracker, 1, key="b", value=b"2")
     await commits.finish(60.0)
@@ -247,22 +255,20 @@ def tracker_of(states: PartitionStates | None = None) -> UnitTracker:
     """Return a tracker in which nothing is committed by itself."""
     assignment = Assignment(1)
     assignment.notify_at = 1_000_000
-    tracker = UnitTracker(assignment, PLACE, lambda _: None, RefusedOutcomes(), states)
-    assignment.trackers[PLACE] = tracker
-    return tracker
+    return tracker_in(assignment, states)
 
 
 def committed(tracker: UnitTracker, most: int = 100) -> tuple[int | None, list[bytes | None]]:
     """Commit what is due; return the offset, if any, and what the outcomes have made of keys."""
-    due = tracker.due(most)
+    due = unit_of(tracker).due(most)
     if due is None:
         return None, []
-    tracker.has_committed(due)
-    return due.offset if due.news else None, [outcome.value for _, outcome in due.outcomes]
+    unit_of(tracker).has_committed(due)
+    return due.offsets.get(PLACE), [outcome.value for _, _, outcome in due.outcomes]
 
 
 def add(tracker: UnitTracker, key: str, value: bytes, name: str = "") -> None:
-    tracker.add(Outcome(key=key, value=value), key, name)
+    unit_of(tracker).add(Outcome(key=key, value=value), key, name)
 
 
 def waiting(tracker: UnitTracker, offset: int) -> Delivery:
@@ -285,39 +291,123 @@ def test_what_is_no_message_is_committed_after_the_last_message_of_its_key() -> 
     first.settle()
     assert committed(tracker) == (3, [b"a1", b"a reminded", b"a2"])
     assert states.values == {b"a": b"a2", b"b": b"b reminded"}
-    assert not tracker.has_due
+    assert not unit_of(tracker).has_due
 
 
 def test_what_does_not_fit_into_a_commit_keeps_what_comes_after_it_from_being_committed() -> None:
     tracker = tracker_of(PartitionStates())
     handle(tracker, 0, key="a", value=b"a0")
+    assert committed(tracker) == (1, [b"a0"])
     for number in range(3):
         add(tracker, "a", b"reminder %d" % number)
     handle(tracker, 1, key="a", value=b"a1")
-    assert committed(tracker, 1) == (1, [b"a0", b"reminder 0"])
-    assert committed(tracker, 1) == (None, [b"reminder 1"])
-    assert committed(tracker, 1) == (2, [b"reminder 2", b"a1"])
+    add(tracker, "a", b"reminder 3")
+    assert committed(tracker, 2) == (None, [b"reminder 0", b"reminder 1"])
+    assert committed(tracker, 2) == (2, [b"reminder 2", b"a1", b"reminder 3"])
+    assert not unit_of(tracker).has_due
 
 
 def test_what_is_refused_of_something_that_is_no_message_is_known_by_its_name() -> None:
     tracker = tracker_of(PartitionStates())
-    delivery = OwnDelivery(Envelope(topic="t", id="a/late/1.0", key="a"), tracker=tracker, token=0)
-    refusals = tracker._refusals
+    unit = unit_of(tracker)
+    delivery = OwnDelivery(Envelope(topic="t", id="a/late/1.0", key="a"), tracker=unit, token=0)
+    refusals = unit.refusals
     add(tracker, "a", b"1", "a/late/1.0")
-    due = tracker.due(10)
+    due = unit.due(10)
     assert due is not None
     refusals.add(Refusals({0: PublishRefused("some")}, certain=False), ["a/late/1.0"])
     assert refusals.apart(due)
-    assert tracker.refused(delivery) is None
+    assert unit.refused(delivery) is None
     refusals.add(Refusals({0: PublishRefused("this")}, certain=True), ["a/late/1.0"])
-    refused = tracker.refused(delivery)
+    refused = unit.refused(delivery)
     assert refused is not None
     assert not refused.letter_too
     # A message at the offset that is its token is another one.
-    assert tracker.refused(Delivery(Envelope(topic="t"), tracker=tracker, token=0)) is None
-    tracker.has_committed(due)
-    assert tracker.refused(delivery) is None
+    assert unit.refused(Delivery(Envelope(topic="t"), tracker=tracker, token=0)) is None
+    unit.has_committed(due)
+    assert unit.refused(delivery) is None
     assert not refusals.apart(due)
+
+
+def committed_of(unit: PartitionUnit, most: int = 100) -> tuple[dict[str, int], list[Any]]:
+    """Commit what is due; return the offsets by topic, and what the outcomes have made of keys."""
+    due = unit.due(most)
+    if due is None:
+        return {}, []
+    unit.has_committed(due)
+    offsets = {place.topic: offset for place, offset in due.offsets.items()}
+    return offsets, [outcome.value for _, _, outcome in due.outcomes]
+
+
+def test_topics_are_committed_up_to_the_first_message_that_is_not_settled_in_any() -> None:
+    assignment, states = Assignment(1), PartitionStates()
+    assignment.notify_at = 1_000_000
+    orders = tracker_in(assignment, states, "returns")
+    unit = unit_of(orders)
+    returns = unit.trackers[1]
+    orders.arrived(12)
+    first = waiting(orders, 10)
+    handle(orders, 11, key="a", value=b"a1")
+    returns.arrived(8)
+    handle(returns, 7, key="a", value=b"a2")
+    add(orders, "a", b"a3")
+    add(orders, "b", b"b1")
+    orders.arrived(14)
+    second = waiting(orders, 12)
+    handle(orders, 13, key="a", value=b"a4")
+    returns.arrived(9)
+    handle(returns, 8, key="c", value=b"c1")
+    assert committed_of(unit) == ({}, [b"b1"])
+    assert not unit.has_due
+    first.settle()
+    assert unit.has_due
+    assert committed_of(unit, 1) == ({"orders": 12, "returns": 7}, [b"a1"])
+    assert committed_of(unit) == ({"returns": 8}, [b"a2", b"a3"])
+    assert states.values == {b"a": b"a3", b"b": b"b1"}
+    # Markers that lie behind everything that waits in its own topic wait, too.
+    returns.commit_at = 10
+    assert not unit.has_due
+    second.settle()
+    assert committed_of(unit) == ({"orders": 14, "returns": 10}, [b"a4", b"c1"])
+    assert states.values == {b"a": b"a4", b"b": b"b1", b"c": b"c1"}
+    assert not unit.has_due
+    orders.commit_at = 15
+    assert committed_of(unit) == ({"orders": 15}, [])
+
+
+def test_outcomes_of_one_topic_count_where_another_one_is_full() -> None:
+    assignment = Assignment(1)
+    assignment.notify_at = 1_000_000
+    orders = tracker_in(assignment, PartitionStates(), "returns")
+    returns = unit_of(orders).trackers[1]
+    orders.arrived(1)
+    waiting(orders, 0)
+    for offset in range(2):
+        returns.arrived(offset + 1)
+        handle(returns, offset, key="a", value=b"x" * 10_000_000)
+    # Nothing of it can be committed.
+    assert committed_of(unit_of(orders)) == ({}, [])
+    assert orders.holds(2)
+    assert returns.holds(2)
+
+
+def test_what_nobody_commits_any_more_is_told_so() -> None:
+    unit = unit_of(tracker_of(PartitionStates()))
+    tracker, lost = unit.trackers[0], [0]
+
+    def note() -> None:
+        lost[0] += 1
+
+    unit.add(Outcome(key="a", value=b"1"), "a", "one", note)
+    waiting(tracker, 0)
+    handle(tracker, 1, key="b", value=b"1")
+    unit.add(Outcome(key="b", value=b"2"), "b", "two", note)
+    assert unit.due(1) is not None
+    unit.add(Outcome(key="c", value=b"1"), "c", "three", note)
+    unit.give_up()
+    assert lost == [3]
+    unit.add(Outcome(key="d", value=b"1"), "d", "four", note)
+    assert lost == [4]
 
 
 async def test_what_is_due_first_is_found_in_memory_and_in_the_snapshot(tmp_path: Path) -> None:

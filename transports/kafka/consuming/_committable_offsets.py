@@ -56,6 +56,9 @@ class PartitionTracker(Tracker):
         """The slots that are not released yet, oldest first; to be appended to."""
         return self._slots
 
+    def arrived(self, until: int) -> None:
+        """Note that everything before an offset is being handed out."""
+
     def holds(self, records: int) -> bool:
         """Return whether more than so many records are here that cannot be committed yet."""
         return len(self._slots) > records

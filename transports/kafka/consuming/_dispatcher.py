@@ -108,6 +108,7 @@ class Dispatcher:
         if tracker.first < 0:
             tracker.first = records[0].offset
         # Before anything is settled.
+        tracker.arrived(records[-1].offset + 1)
         assignment.unsettled += len(records)
         for record in records:
             offset = record.offset

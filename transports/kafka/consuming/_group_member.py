@@ -36,6 +36,7 @@ from ._consumer_sessions import ConsumerSessions, SessionState, unless
 from ._fetching import Fetched
 from ._group_requests import NO_COORDINATOR, join_refusal, misassigned
 from ._lag import lag_of
+from ._number_assignor import NumberAssignor
 from ._partition_guard import PartitionGuard
 from ._pausing import PartitionPauses
 from ._rebalances import COMMIT_TIMEOUT, Rebalances
@@ -150,6 +151,8 @@ class GroupMember(ConsumerSessions):
         if pattern is None:
             # Changes of topics known by name are noticed in `_check_topics`.
             options["metadata_max_age_ms"] *= _METADATA_AGE
+        if self._units is not None:
+            options["partition_assignment_strategy"] = (NumberAssignor,)
         consumer = AIOKafkaConsumer(
             **options,
             group_id=self._group,

@@ -267,6 +267,9 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self._dispatcher.keep(assignment.trackers)
         assert self._guard is not None
         self._guard.reassigned(partitions)
+        if self._units is not None:
+            # Before anybody is fenced who may have them.
+            self._units.check_assignment(self._consumer, partitions)
         self.assignment = assignment
         self.committer = self._committer_of(assignment)
         if self._state in _PUT_OUT:

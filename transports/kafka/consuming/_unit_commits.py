@@ -1,11 +1,11 @@
-"""Commits of units: transactions with an offset of a partition, and outcomes of its messages."""
+"""Commits of units: transactions with offsets of partitions, and outcomes of their messages."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -19,7 +19,7 @@ from ..producing._transactions import Placed, TransactionalProducer, Transaction
 from ._assignment import Assignment
 from ._changelog import wake_header
 from ._snapshots import PartitionStates, SnapshotLost
-from ._unit_tracker import Due, RefusedOutcomes, UnitTracker, records_of
+from ._unit_tracker import Due, PartitionUnit, records_of, source_of
 
 __all__ = ["UnitCommits"]
 
@@ -32,25 +32,25 @@ _INTERVAL_OF_A_PARTITION = 0.005
 _MOST_OUTCOMES = 5_000
 
 
-class _Unit:
-    """One partition of an assignment, and the producer that commits it.
+class _Committed:
+    """One unit of an assignment, and the producer that commits it.
 
     Attributes:
-        tracker: its deliveries.
+        unit: the unit.
         producer: commits it.
         task: the transaction under way; None if there is none.
         failed: whether one has failed, so that nothing more of this assignment is committed.
     """
 
-    def __init__(self, tracker: UnitTracker, producer: TransactionalProducer) -> None:
-        self.tracker = tracker
+    def __init__(self, unit: PartitionUnit, producer: TransactionalProducer) -> None:
+        self.unit = unit
         self.producer = producer
         self.task: asyncio.Task[None] | None = None
         self.failed = False
 
 
 class UnitCommits:
-    """Commits the settled prefixes of an assignment's partitions, each in transactions of its own.
+    """Commits the settled prefixes of an assignment's units, each in transactions of its own.
 
     It ends with the assignment, or with the first transaction that fails: then everything begins
     anew at what is committed, as it is not known what that is.
@@ -60,8 +60,7 @@ class UnitCommits:
         config: says how often to commit.
         stats: counts ``kafka.transactions`` and ``kafka.transactions_failed``.
         group: its id.
-        make: makes the producer of a partition.
-        refusals: what was refused, by partition.
+        make: makes the producer of a unit with a number.
         on_committed: called after each transaction that has succeeded.
         on_failed: called once with the reason when a transaction has failed.
         changelog: the topic of the states of keys; empty if none are kept.
@@ -76,8 +75,7 @@ class UnitCommits:
         config: KafkaConfig,
         stats: Counter[str],
         group: str,
-        make: Callable[[TopicPartition], TransactionalProducer],
-        refusals: Mapping[TopicPartition, RefusedOutcomes],
+        make: Callable[[int], TransactionalProducer],
         on_committed: Callable[[], None],
         on_failed: Callable[[TransactionFailed], None],
         changelog: str,
@@ -90,17 +88,17 @@ class UnitCommits:
         self._config = config
         self._stats = stats
         self._group = group
-        self._refusals = refusals
         self._on_committed = on_committed
         self._on_failed = on_failed
         self._loop = asyncio.get_running_loop()
         self._log = log
         self._trouble = trouble
         self._now = now
-        self._units: list[_Unit] = []
-        for partition, tracker in assignment.trackers.items():
-            assert isinstance(tracker, UnitTracker)
-            self._units.append(_Unit(tracker, make(partition)))
+        units: dict[PartitionUnit, None] = {}
+        for tracker in assignment.trackers.values():
+            assert isinstance(tracker.unit, PartitionUnit)
+            units[tracker.unit] = None
+        self._units = [_Committed(unit, make(unit.number)) for unit in units]
         self._interval = max(
             min(config.commit_interval, _INTERVAL), _INTERVAL_OF_A_PARTITION * len(self._units)
         )
@@ -116,7 +114,7 @@ class UnitCommits:
         Raises:
             OSError, aiokafka.errors.KafkaError: no connection, or the cluster refuses it.
         """
-        starting = [asyncio.ensure_future(unit.producer.start()) for unit in self._units]
+        starting = [asyncio.ensure_future(it.producer.start()) for it in self._units]
         try:
             await asyncio.gather(*starting)
         except BaseException:
@@ -133,7 +131,7 @@ class UnitCommits:
     @property
     def pending(self) -> bool:
         """Whether something is settled and not committed."""
-        return any(unit.task is not None or unit.tracker.has_due for unit in self._units)
+        return any(it.task is not None or it.unit.has_due for it in self._units)
 
     # When.
 
@@ -159,21 +157,21 @@ class UnitCommits:
         self._cancel_timer()
         assignment = self._assignment
         assignment.released, assignment.notify_at, assignment.hurried = 0, 1, False
-        for unit in self._units:
-            self._begin(unit)
+        for it in self._units:
+            self._begin(it)
 
-    def _begin(self, unit: _Unit) -> None:
-        if self._ended or unit.task is not None or unit.failed:
+    def _begin(self, it: _Committed) -> None:
+        if self._ended or it.task is not None or it.failed:
             return
-        due = unit.tracker.due(_MOST_OUTCOMES)
+        due = it.unit.due(_MOST_OUTCOMES)
         if due is None:
             return
-        unit.task = self._loop.create_task(self._commit(unit, due))
-        unit.task.add_done_callback(lambda _: self._done(unit))
+        it.task = self._loop.create_task(self._commit(it, due))
+        it.task.add_done_callback(lambda _: self._done(it))
 
-    def _done(self, unit: _Unit) -> None:
-        unit.task = None
-        if unit.tracker.has_due and not unit.failed:
+    def _done(self, it: _Committed) -> None:
+        it.task = None
+        if it.unit.has_due and not it.failed:
             self._on_release()
 
     def _cancel_timer(self) -> None:
@@ -198,52 +196,51 @@ class UnitCommits:
 
     # Committing.
 
-    async def _commit(self, unit: _Unit, due: Due) -> None:
-        tracker = unit.tracker
-        place = tracker.partition
-        assignment, refusals = self._assignment, self._refusals[place]
+    async def _commit(self, it: _Committed, due: Due) -> None:
+        unit = it.unit
         records, sources = records_of(due)
         placed = [Placed(record) for record in records]
-        for key, (source, outcome) in due.states.items():
+        for key, taken in due.states.items():
+            outcome = taken[2]
             headers = wake_header(outcome.wake)
             record = Record(self._changelog, key, outcome.value, headers, None)
-            placed.append(Placed(record, place.partition))
-            sources.append(source)
-        claims = assignment.epochs.claims(place, due.offset)
-        note = offset_note(assignment.ids.get(place.topic), assignment.rewound.get(place), claims)
+            placed.append(Placed(record, unit.number))
+            sources.append(source_of(taken))
+        offsets = {place: self._noted(place, offset) for place, offset in due.offsets.items()}
         try:
-            ends = await unit.producer.commit(
-                placed,
-                {place: OffsetAndMetadata(due.offset, note)} if due.news else {},
-                apart=refusals.apart(due),
-            )
+            ends = await it.producer.commit(placed, offsets, apart=unit.refusals.apart(due))
         except TransactionFailed as error:
-            unit.failed = True
+            it.failed = True
             if error.refusals is not None:
-                refusals.add(error.refusals, sources)
-            self._fail(place, error)
+                unit.refusals.add(error.refusals, sources)
+            self._fail(unit, error)
             return
         self._stats["kafka.transactions"] += 1
         self._on_committed()
-        tracker.has_committed(due)
-        for _, outcome in due.outcomes:
+        unit.has_committed(due)
+        for _, _, outcome in due.outcomes:
             for committed in outcome.committed:
                 committed()
-        if tracker.states is not None:
-            log = TopicPartition(self._changelog, place.partition)
-            await _keep(tracker.states, ends.get(log), self._now())
+        if unit.states is not None:
+            log = TopicPartition(self._changelog, unit.number)
+            await _keep(unit.states, ends.get(log), self._now())
 
-    def _fail(self, place: TopicPartition, error: TransactionFailed) -> None:
+    def _noted(self, place: TopicPartition, offset: int) -> OffsetAndMetadata:
+        assignment = self._assignment
+        claims = assignment.epochs.claims(place, offset)
+        note = offset_note(assignment.ids.get(place.topic), assignment.rewound.get(place), claims)
+        return OffsetAndMetadata(offset, note)
+
+    def _fail(self, unit: PartitionUnit, error: TransactionFailed) -> None:
         self._stats["kafka.transactions_failed"] += 1
         if self._ended:
             _log.info("group %r: the last transaction has failed: %s", self._group, error)
             return
         self._log.warning(
-            "group %r: a transaction of partition %d of topic %r has failed, and what was handled"
-            " since the last one is handled again: %s",
+            "group %r: a transaction of %s has failed, and what was handled since the last one is"
+            " handled again: %s",
             self._group,
-            place.partition,
-            place.topic,
+            unit.text,
             describe(error.__cause__ or error),
         )
         self._on_failed(error)
@@ -261,30 +258,29 @@ class UnitCommits:
         # the later one could succeed alone, and what the other one has taken out would be lost.
         if self._finishing is None:
             self._finishing = [
-                asyncio.ensure_future(self._finish(unit, timeout, lost=lost))
-                for unit in self._units
+                asyncio.ensure_future(self._finish(it, timeout, lost=lost)) for it in self._units
             ]
         await asyncio.shield(asyncio.gather(*self._finishing))
 
-    async def _finish(self, unit: _Unit, timeout: float, *, lost: bool) -> None:
-        last = asyncio.ensure_future(self._last(unit, lost=lost))
+    async def _finish(self, it: _Committed, timeout: float, *, lost: bool) -> None:
+        last = asyncio.ensure_future(self._last(it, lost=lost))
         await asyncio.wait((last,), timeout=0.0 if lost else timeout)
         if not last.done():
             last.cancel()
             await asyncio.wait((last,))
-        if unit.task is not None:
-            unit.task.cancel()
-        unit.tracker.give_up()
-        await unit.producer.close()
+        if it.task is not None:
+            it.task.cancel()
+        it.unit.give_up()
+        await it.producer.close()
 
-    async def _last(self, unit: _Unit, *, lost: bool) -> None:
-        if unit.task is not None:
-            await asyncio.wait((unit.task,))
-        while not lost and not unit.failed:
-            due = unit.tracker.due(_MOST_OUTCOMES)
+    async def _last(self, it: _Committed, *, lost: bool) -> None:
+        if it.task is not None:
+            await asyncio.wait((it.task,))
+        while not lost and not it.failed:
+            due = it.unit.due(_MOST_OUTCOMES)
             if due is None:
                 return
-            await self._commit(unit, due)
+            await self._commit(it, due)
 
 
 async def _keep(states: PartitionStates, end: int | None, now: float) -> None:

@@ -1,8 +1,9 @@
-"""Partitions whose messages' outcomes are committed with their offsets."""
+"""Units: partitions whose messages' outcomes are committed with their offsets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from aiokafka.structs import TopicPartition
@@ -16,10 +17,22 @@ from ._assignment import Assignment
 from ._committable_offsets import PartitionTracker
 from ._snapshots import PartitionStates, key_bytes
 
-__all__ = ["Due", "RefusedOutcomes", "Source", "UnitTracker", "records_of"]
+__all__ = [
+    "Due",
+    "PartitionUnit",
+    "RefusedOutcomes",
+    "Source",
+    "Taken",
+    "UnitTracker",
+    "records_of",
+    "source_of",
+]
 
-Source: TypeAlias = int | str
-"""What an outcome is of: the offset of a message, or the name of something that is no message."""
+Source: TypeAlias = tuple[TopicPartition, int] | str
+"""What an outcome is of: the place of a message, or the name of something that is no message."""
+
+Taken: TypeAlias = tuple[TopicPartition | None, int | str, Outcome]
+"""An outcome, with the partition and offset of its message, or None and a name."""
 
 # Bytes of outcomes that are not committed, from which on a commit does not wait, and nothing more
 # is fetched of the partition.
@@ -28,7 +41,7 @@ _MOST_BYTES = 16_777_216
 
 
 class RefusedOutcomes:
-    """Which outcomes of one partition's messages were refused, for when the messages come again.
+    """Which outcomes of one unit's messages were refused, for when the messages come again.
 
     It outlives assignments.
     """
@@ -37,7 +50,7 @@ class RefusedOutcomes:
         self._known: dict[Source, Refused] = {}
         # What is sent in batches of its own to find out which record is refused: that of messages
         # before an offset, and of what is no message.
-        self._apart_until = 0
+        self._apart_until: dict[TopicPartition, int] = {}
         self._apart: dict[str, None] = {}
 
     def __bool__(self) -> bool:
@@ -50,10 +63,15 @@ class RefusedOutcomes:
 
     def apart(self, due: Due) -> bool:
         """Return whether each record is to be sent in a batch of its own."""
-        first = next((source for source, _ in due.outcomes if isinstance(source, int)), None)
-        if first is not None and first < self._apart_until:
-            return True
-        return bool(self._apart) and any(source in self._apart for source, _ in due.outcomes)
+        if not self._apart_until and not self._apart:
+            return False
+        return any(self._is_apart(source_of(taken)) for taken in due.outcomes)
+
+    def _is_apart(self, source: Source) -> bool:
+        if isinstance(source, str):
+            return source in self._apart
+        place, offset = source
+        return offset < self._apart_until.get(place, 0)
 
     def add(self, refusals: Refusals, sources: list[Source]) -> None:
         """Note what was refused.
@@ -63,49 +81,58 @@ class RefusedOutcomes:
             sources: by these places, what each record came of.
         """
         if not refusals.certain:
-            for place in refusals.errors:
-                source = sources[place]
-                if isinstance(source, int):
-                    self._apart_until = max(self._apart_until, source + 1)
-                else:
+            for at in refusals.errors:
+                source = sources[at]
+                if isinstance(source, str):
                     self._apart[source] = None
+                else:
+                    place, offset = source
+                    self._apart_until[place] = max(self._apart_until.get(place, 0), offset + 1)
             return
         news: dict[Source, SpaDatError] = {}
-        for place, error in refusals.errors.items():
-            news.setdefault(sources[place], error)
+        for at, error in refusals.errors.items():
+            news.setdefault(sources[at], error)
         for source, error in news.items():
             self._known[source] = Refused(error, letter_too=source in self._known)
 
     def forget(self, due: Due) -> None:
         """Forget what is committed."""
-        if not self._known and not self._apart:
+        if not self._known and not self._apart and not self._apart_until:
             return
-        done = {source for source, _ in due.outcomes if isinstance(source, str)}
+        done = {source for place, source, _ in due.outcomes if isinstance(source, str)}
         self._apart = {source: None for source in self._apart if source not in done}
+        offsets = due.offsets
+        self._apart_until = {
+            place: until
+            for place, until in self._apart_until.items()
+            if until > offsets.get(place, 0)
+        }
         self._known = {
             source: why
             for source, why in self._known.items()
-            if (source not in done if isinstance(source, str) else source >= due.offset)
+            if (
+                source not in done
+                if isinstance(source, str)
+                else source[1] >= offsets.get(source[0], 0)
+            )
         }
 
 
 class Due(NamedTuple):
-    """What is to be committed next of a partition.
+    """What is to be committed next of a unit.
 
     Attributes:
-        offset: the offset up to which everything is settled.
-        news: whether that is to be committed, because it is not what is committed already.
+        offsets: the offsets up to which everything is settled, where that is not committed yet.
         outcomes: with what they are of, in order.
-        states: the last outcome of each key that has changed, and what it is of.
+        states: the last outcome of each key that has changed, with what it is of.
     """
 
-    offset: int
-    news: bool
-    outcomes: list[tuple[Source, Outcome]]
-    states: dict[bytes, tuple[Source, Outcome]]
+    offsets: dict[TopicPartition, int]
+    outcomes: list[Taken]
+    states: dict[bytes, Taken]
 
 
-class _Own(NamedTuple):
+class Own(NamedTuple):
     """The outcome of something that is no message."""
 
     outcome: Outcome
@@ -113,18 +140,18 @@ class _Own(NamedTuple):
     lost: Callable[[], None] | None
 
 
-class UnitTracker(PartitionTracker, Unit):
+class UnitTracker(PartitionTracker):
     """The deliveries of a partition in one assignment, with outcomes that are not committed yet.
 
     Args:
         assignment: the assignment.
         partition: the partition.
         on_room: called when a partition that was full no longer is.
-        refusals: what was refused in earlier assignments.
-        states: what is committed of the partition's keys; None if nothing is kept of them.
+        unit: what is committed together with it.
 
     Attributes:
-        states: as given.
+        outcomes: of its messages that are not committed, by their offsets.
+        attached: what comes after one of these messages, and before the next one of its key.
     """
 
     def __init__(
@@ -132,61 +159,125 @@ class UnitTracker(PartitionTracker, Unit):
         assignment: Assignment,
         partition: TopicPartition,
         on_room: Callable[[TopicPartition], None],
-        refusals: RefusedOutcomes,
-        states: PartitionStates | None = None,
+        unit: PartitionUnit,
     ) -> None:
         super().__init__(assignment, partition, on_room)
-        self.states = states
-        # What is settled and not committed: the last outcome of each key, and all of them.
-        self._latest: dict[bytes, Outcome] = {}
-        self._outcomes: dict[int, Outcome] = {}
-        self._own: list[_Own] = []
-        # Those of them that are being committed.
-        self._begun: list[_Own] = []
-        self._given_up = False
-        self._size = 0
-        self._refusals = refusals
+        self.outcomes: dict[int, Outcome] = {}
+        self.attached: dict[int, list[Own]] = {}
+        self.unit = self._unit = unit
+        unit.trackers.append(self)
+
+    def arrived(self, until: int) -> None:
+        """As in `PartitionTracker`."""
+        self._unit.arrived(self, until)
 
     def holds(self, records: int) -> bool:
         """As in `PartitionTracker`, counting also outcomes that are not committed."""
-        count = len(self._slots) + len(self._outcomes) + len(self._own)
-        return count > records or (bool(count) and self._size > _MOST_BYTES)
+        unit = self._unit
+        count = len(self._slots) + len(self.outcomes) + unit.own
+        return count > records or (bool(count) and unit.bytes > _MOST_BYTES)
 
     @property
     def waits(self) -> bool:
         """As in `PartitionTracker`: for the states of its keys."""
-        return self.states is not None and not self.states.restored
-
-    def note(self, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
-        """See `Unit.note`."""
-        earlier = self._outcomes.get(delivery.token)
-        if earlier is not None:
-            self._size -= earlier.size
-        self._outcomes[delivery.token] = outcome
-        outcome.size = _size_of(outcome)
-        self._size += outcome.size
-        if hurry or self._size > _MANY_BYTES:
-            self._assignment.hurry()
+        return self._unit.waits
 
     def settled(self, delivery: Delivery) -> None:
-        """As in `PartitionTracker`; takes what an `OwnDelivery` has come to."""
-        if isinstance(delivery, OwnDelivery):
-            if delivery.outcome is not None:
-                key, name = str(delivery.envelope.key), str(delivery.envelope.id)
-                self.add(delivery.outcome, key, name, delivery.lost)
-            return
-        outcome = self._outcomes.get(delivery.token) if self.states is not None else None
+        """As in `PartitionTracker`; from now on the outcome is that of its key."""
+        unit = self._unit
+        outcome = self.outcomes.get(delivery.token) if unit.states is not None else None
         if outcome is not None and outcome.key is not None:
-            self._latest[key_bytes(outcome.key)] = outcome
-            outcome.after = delivery.token
+            unit.latest[key_bytes(outcome.key)] = outcome
+            outcome.after, outcome.behind = delivery.token, self
             # What it would call keeps more objects alive than all else of it.
             outcome.dropped = ()
         super().settled(delivery)
 
+    def make_room(self) -> None:
+        """Go on if something was committed, and that makes room."""
+        self._make_room()
+
+
+class _Run(NamedTuple):
+    """Messages of one partition that came after one another."""
+
+    tracker: UnitTracker
+    until: int
+
+
+class PartitionUnit(Unit):
+    """The partitions of an actor's topics that have one number, in one assignment.
+
+    What is committed is the longest settled prefix of their messages in the order in which they
+    came, whichever partition that was. So no state is committed that knows of a message before it,
+    of the same key and another topic, which is not.
+
+    Args:
+        assignment: the assignment.
+        number: the number of the partitions.
+        refusals: what was refused in earlier assignments.
+        states: what is committed of the partitions' keys; None if nothing is kept of them.
+
+    Attributes:
+        states: as given.
+        refusals: as given.
+        trackers: of the partitions.
+        latest: the last outcome of each key that is settled and not committed.
+        bytes: of all outcomes that are not committed.
+        own: how many of these are of no message.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        number: int,
+        refusals: RefusedOutcomes,
+        states: PartitionStates | None = None,
+    ) -> None:
+        super().__init__(lambda free: None)
+        self.epoch = assignment.epoch
+        self.unit = self
+        self.states = states
+        self.refusals = refusals
+        self.trackers: list[UnitTracker] = []
+        self.latest: dict[bytes, Outcome] = {}
+        self.bytes = self.own = 0
+        self._assignment = assignment
+        self._number = number
+        # In which order messages came that are not taken out, if there is more than one partition.
+        self._runs: deque[_Run] = deque()
+        # What comes after no message that is left, and what is being committed.
+        self._ready: list[Own] = []
+        self._begun: list[Own] = []
+        self._given_up = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the states of its keys are not known yet."""
+        return self.states is not None and not self.states.restored
+
+    @property
+    def text(self) -> str:
+        """What it is, for log messages."""
+        topics = sorted(tracker.partition.topic for tracker in self.trackers)
+        word = "topic" if len(topics) == 1 else "topics"
+        return f"partition {self._number} of {word} {', '.join(map(repr, topics))}"
+
+    def arrived(self, tracker: UnitTracker, until: int) -> None:
+        """Note that records of a partition up to an offset are handed out after all others."""
+        if len(self.trackers) == 1:
+            return
+        runs = self._runs
+        if runs and runs[-1].tracker is tracker:
+            runs.pop()
+        runs.append(_Run(tracker, until))
+
+    # As `Unit`.
+
     @property
     def number(self) -> int:
         """See `Unit.number`."""
-        return int(self.partition.partition)
+        return self._number
 
     @property
     def over(self) -> bool:
@@ -197,6 +288,27 @@ class UnitTracker(PartitionTracker, Unit):
     def ready(self) -> bool:
         """See `Unit.ready`."""
         return self._assignment.open and not self.over and not self.waits
+
+    def note(self, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:
+        """See `Unit.note`."""
+        tracker = delivery.tracker
+        assert isinstance(tracker, UnitTracker)
+        outcomes = tracker.outcomes
+        earlier = outcomes.get(delivery.token)
+        if earlier is not None:
+            self.bytes -= earlier.size
+        outcomes[delivery.token] = outcome
+        outcome.size = _size_of(outcome)
+        self.bytes += outcome.size
+        if hurry or self.bytes > _MANY_BYTES:
+            self._assignment.hurry()
+
+    def settled(self, delivery: Delivery) -> None:
+        """As in `Tracker`: takes what an `OwnDelivery` has come to."""
+        assert isinstance(delivery, OwnDelivery)
+        if delivery.outcome is not None:
+            key, name = str(delivery.envelope.key), str(delivery.envelope.id)
+            self.add(delivery.outcome, key, name, delivery.lost)
 
     def add(
         self,
@@ -211,16 +323,21 @@ class UnitTracker(PartitionTracker, Unit):
                 lost()
             return
         known = key_bytes(key)
-        before = self._latest.get(known)
+        before = self.latest.get(known)
         if before is not None:
-            outcome.after = before.after
+            outcome.after, outcome.behind = before.after, before.behind
         if outcome.key is not None:
-            self._latest[known] = outcome
+            self.latest[known] = outcome
         outcome.size = _size_of(outcome)
-        self._size += outcome.size
-        # As in `settled`.
+        self.bytes += outcome.size
+        self.own += 1
+        # As when a message is settled.
         outcome.dropped = ()
-        self._own.append(_Own(outcome, name, lost))
+        behind, own = outcome.behind, Own(outcome, name, lost)
+        if isinstance(behind, UnitTracker) and outcome.after in behind.outcomes:
+            behind.attached.setdefault(outcome.after, []).append(own)
+        else:
+            self._ready.append(own)
         assignment = self._assignment
         assignment.released += 1
         if assignment.released >= assignment.notify_at:
@@ -231,15 +348,15 @@ class UnitTracker(PartitionTracker, Unit):
         states = self.states
         if states is None or not self.ready:
             return ()
-        found = await states.first_due(most, self._latest.keys())
+        found = await states.first_due(most, self.latest.keys())
         return [(key.decode("utf-8", "surrogatepass"), wake) for key, wake in found]
 
     async def load(self, key: str) -> bytes | None:
         """See `Unit.load`."""
         assert self.states is not None
         known = key_bytes(key)
-        if known in self._latest:
-            return self._latest[known].value
+        if known in self.latest:
+            return self.latest[known].value
         return await self.states.load(key)
 
     async def peek(self, key: str) -> bytes | None:
@@ -249,93 +366,113 @@ class UnitTracker(PartitionTracker, Unit):
 
     def refused(self, delivery: Delivery) -> Refused | None:
         """See `Unit.refused`."""
-        refusals = self._refusals
+        refusals = self.refusals
         if not refusals:
             return None
-        is_own = isinstance(delivery, OwnDelivery)
-        return refusals.of(str(delivery.envelope.id) if is_own else delivery.token)
+        if isinstance(delivery, OwnDelivery):
+            return refusals.of(str(delivery.envelope.id))
+        tracker = delivery.tracker
+        assert isinstance(tracker, UnitTracker)
+        return refusals.of((tracker.partition, delivery.token))
+
+    # What is committed.
 
     @property
     def has_due(self) -> bool:
-        """Whether something is settled and not committed."""
-        return self.commit_at > self.committed or any(map(self._is_ready, self._own))
+        """Whether something is settled and not committed, and can be."""
+        return bool(self._ready) or any(
+            until > tracker.committed for tracker, until in self._prefix()
+        )
 
-    def _is_ready(self, own: _Own) -> bool:
-        return own.outcome.after < max(self.commit_at, 0)
+    def _prefix(self) -> Iterator[_Run]:
+        """Yield up to where the partitions can be committed, in the order of their messages."""
+        held: set[UnitTracker] = set()
+        for tracker, until in self._runs:
+            if held:
+                held.add(tracker)
+                continue
+            yield _Run(tracker, min(tracker.commit_at, until))
+            if tracker.commit_at < until:
+                held.add(tracker)
+        for tracker in self.trackers:
+            # There may be markers behind its messages.
+            if tracker not in held:
+                yield _Run(tracker, tracker.commit_at)
 
     def due(self, most: int) -> Due | None:
-        """Take out what is settled and not committed, with at most so many outcomes."""
-        until = self.commit_at
-        if until <= self.committed and not self._own:
+        """Take out what is settled and not committed, with about so many outcomes at the most."""
+        outcomes: list[Taken] = []
+        self._begun = begun = self._ready[:most]
+        if begun:
+            self._ready = self._ready[most:]
+            outcomes += [(None, own.name, own.outcome) for own in begun]
+        offsets: dict[TopicPartition, int] = {}
+        if not self._ready:
+            self._take(outcomes, offsets, most)
+        if not outcomes and not offsets:
             return None
-        offsets = sorted(offset for offset in self._outcomes if offset < until)
-        if len(offsets) > most:
-            offsets = offsets[:most]
-            until = offsets[-1] + 1
-        outcomes: list[tuple[Source, Outcome]]
-        if self._own:
-            until, outcomes = self._with_own(offsets, until, most)
-            if until <= self.committed and not outcomes:
-                return None
-        else:
-            outcomes = [(offset, self._outcomes.pop(offset)) for offset in offsets]
-        states = {
-            key_bytes(outcome.key): (source, outcome)
-            for source, outcome in outcomes
-            if outcome.key is not None
-        }
-        self._size -= sum(outcome.size for _, outcome in outcomes)
-        return Due(until, until > max(self.committed, 0), outcomes, states)
+        states = {key_bytes(taken[2].key): taken for taken in outcomes if taken[2].key is not None}
+        self.bytes -= sum(outcome.size for _, _, outcome in outcomes)
+        return Due(offsets, outcomes, states)
 
-    def _with_own(
-        self, offsets: Sequence[int], until: int, most: int
-    ) -> tuple[int, list[tuple[Source, Outcome]]]:
-        """Take out outcomes of messages and others, each after what it comes after.
+    def _take(self, outcomes: list[Taken], offsets: dict[TopicPartition, int], most: int) -> None:
+        """Take out what messages have come to, and what comes after them.
 
         Args:
-            offsets: of messages, in order.
-            until: the offset before which messages are taken.
-            most: how many others at the most.
-
-        Returns:
-            the offset before which messages were taken, and the outcomes.
+            outcomes: get it.
+            offsets: get up to where it was taken out, where that is not committed yet.
+            most: no further one is taken when there are so many.
         """
-        ready = sorted(
-            (own for own in self._own if own.outcome.after < max(until, 0)),
-            key=lambda own: own.outcome.after,
-        )
-        if len(ready) > most:
-            # What is settled after those that are left has to wait for them.
-            until = ready[most].outcome.after + 1
-            offsets = [offset for offset in offsets if offset < until]
-            del ready[most:]
-        self._begun = ready
-        taken = {id(own) for own in ready}
-        self._own = [own for own in self._own if id(own) not in taken]
-        placed: list[tuple[int, Source, Outcome]] = [
-            (offset, offset, self._outcomes.pop(offset)) for offset in offsets
-        ]
-        placed += [(own.outcome.after, own.name, own.outcome) for own in ready]
-        placed.sort(key=lambda one: one[0])
-        return until, [(source, outcome) for _, source, outcome in placed]
+        # By partition: the offsets of outcomes that can be taken, the first of them last.
+        left: dict[UnitTracker, list[int]] = {}
+        for tracker, until in [*self._prefix()]:
+            known, place = tracker.outcomes, tracker.partition
+            if tracker not in left:
+                ready = (offset for offset in known if offset < tracker.commit_at)
+                left[tracker] = sorted(ready, reverse=True)
+            waiting, full = left[tracker], False
+            while waiting and waiting[-1] < until:
+                if len(outcomes) >= most:
+                    until, full = waiting[-1], True
+                    break
+                offset = waiting.pop()
+                outcomes.append((place, offset, known.pop(offset)))
+                for own in tracker.attached.pop(offset, ()):
+                    self._begun.append(own)
+                    outcomes.append((None, own.name, own.outcome))
+            if until > max(tracker.committed, 0):
+                offsets[place] = until
+            if full:
+                return
+            if self._runs and self._runs[0].tracker is tracker and self._runs[0].until == until:
+                self._runs.popleft()
 
     def has_committed(self, due: Due) -> None:
         """Note that what was due is committed."""
-        if due.news:
-            self.committed = due.offset
-        for key, (_, outcome) in due.states.items():
+        for tracker in self.trackers:
+            offset = due.offsets.get(tracker.partition)
+            if offset is not None:
+                tracker.committed = offset
+        for key, (_, _, outcome) in due.states.items():
             assert self.states is not None
             self.states.apply(key, outcome.value, outcome.wake)
-            if self._latest.get(key) is outcome:
-                del self._latest[key]
+            if self.latest.get(key) is outcome:
+                del self.latest[key]
+        self.own -= len(self._begun)
         self._begun = []
-        self._refusals.forget(due)
-        self._make_room()
+        self.refusals.forget(due)
+        for tracker in self.trackers:
+            tracker.make_room()
 
     def give_up(self) -> None:
         """Note that nothing more is committed, whatever is left."""
         self._given_up = True
-        left, self._own, self._begun = (*self._begun, *self._own), [], []
+        left = [*self._begun, *self._ready]
+        for tracker in self.trackers:
+            for attached in tracker.attached.values():
+                left += attached
+            tracker.attached = {}
+        self._begun, self._ready = [], []
         for own in left:
             if own.lost is not None:
                 own.lost()
@@ -346,13 +483,22 @@ def _size_of(outcome: Outcome) -> int:
     return size if outcome.value is None else size + len(outcome.value)
 
 
+def source_of(taken: Taken) -> Source:
+    """Return what an outcome that was taken out is of."""
+    place, of, _ = taken
+    return str(of) if place is None else (place, int(of))
+
+
 def records_of(due: Due) -> tuple[list[Record], list[Source]]:
     """Return the records of what is due, and for each what it came of."""
     records: list[Record] = []
     sources: list[Source] = []
-    for source, outcome in due.outcomes:
-        for output in outcome.outputs:
-            assert isinstance(output, Record)
-            records.append(output)
-            sources.append(source)
+    for taken in due.outcomes:
+        outputs = taken[2].outputs
+        if outputs:
+            source = source_of(taken)
+            for output in outputs:
+                assert isinstance(output, Record)
+                records.append(output)
+                sources.append(source)
     return records, sources

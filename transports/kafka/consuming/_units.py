@@ -1,10 +1,10 @@
-"""The units of one subscription: its partitions, each committed in transactions of its own."""
+"""The units of one subscription: what is committed in transactions of its own."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from aiokafka.structs import TopicPartition
@@ -15,7 +15,7 @@ from ....errors import ConfigurationError
 from ..._contract import Subscription
 from .._aiokafka_private import client_of, find_topics, topic_settings
 from .._bus_context import BusContext
-from .._errors import describe
+from .._errors import GroupRefused, describe
 from .._own_topic_settings import DECISIVE_SETTINGS, unfit_settings
 from .._topic_facts import topic_facts
 from .._topic_names import Selection
@@ -24,7 +24,7 @@ from ._assignment import Assignment
 from ._changelog import restore
 from ._snapshots import PartitionStates, Snapshot, SnapshotLost
 from ._unit_commits import UnitCommits
-from ._unit_tracker import RefusedOutcomes, UnitTracker
+from ._unit_tracker import PartitionUnit, RefusedOutcomes, UnitTracker
 
 __all__ = ["Units"]
 
@@ -37,6 +37,9 @@ _MANY_FAILURES = 3
 class Units:
     """Makes the trackers and commits of partitions that are committed with their outcomes.
 
+    A unit has the partitions of all topics that have one number. So whoever has one of them has to
+    have all of them, and if states of keys are kept, all topics need as many partitions.
+
     Args:
         context: that of the bus.
         subscription: whose partitions they are.
@@ -48,7 +51,10 @@ class Units:
         self._group = group
         self._name = subscription.name
         self._client_id = context.surroundings.identity.client_id_of(subscription.name)
-        self._refusals: defaultdict[TopicPartition, RefusedOutcomes] = defaultdict(RefusedOutcomes)
+        # By the numbers of units, as are states; units are those of the latest assignment.
+        self._refusals: defaultdict[int, RefusedOutcomes] = defaultdict(RefusedOutcomes)
+        self._units: dict[int, PartitionUnit] = {}
+        self._topics: Sequence[str] = ()
         # Where a partition was begun, if nothing of it is committed yet.
         self._first: dict[TopicPartition, int] = {}
         self._backoff = context.config.backoff(context.surroundings.environment)
@@ -60,7 +66,7 @@ class Units:
         self._not_restored = ""
         self._keeps_states = subscription.keeps_states
         self._on_restored = subscription.on_restored
-        self._states: dict[TopicPartition, PartitionStates] = {}
+        self._states: dict[int, PartitionStates] = {}
         self._changelog = ""
         if subscription.keeps_states:
             application = context.surroundings.identity.application
@@ -96,15 +102,58 @@ class Units:
             await self._snapshot.close()
 
     def check(self, selection: Selection) -> None:
-        """Raise ConfigurationError unless the subscription reads one topic."""
-        if len(selection.names) == 1 and selection.pattern is None:
+        """Note which topics the subscription reads; raise ConfigurationError for a pattern."""
+        self._topics = selection.names
+        if selection.pattern is None:
             return
-        found = ", ".join(map(repr, selection.names)) or "a pattern of names"
         raise ConfigurationError(
-            f"actor {self._name!r} commits in transactions and reads several topics of the"
-            f" cluster ({found}): give it one topic, for example by binding its addresses to"
-            " one with KafkaConfig(topics=...), or use several actors"
+            f"actor {self._name!r} commits in transactions and reads all topics of the cluster"
+            " whose names match a pattern: give it topics that are known by their names, for"
+            " example by binding its addresses to them with KafkaConfig(topics=...)"
         )
+
+    def check_assignment(self, consumer: Any, assigned: Collection[TopicPartition]) -> None:
+        """Raise unless all partitions with one number are assigned together.
+
+        Raises:
+            GroupRefused: whoever assigns the partitions of the group does not see to that.
+            ConfigurationError: states are kept, and a topic has more partitions than another one.
+        """
+        cluster = client_of(consumer).cluster
+        if self._keeps_states and assigned:
+            self._count(cluster)
+        held = set(assigned)
+        for number in sorted({place.partition for place in held}):
+            missing = [
+                topic
+                for topic in self._topics
+                if number in (cluster.partitions_for_topic(topic) or ())
+                and TopicPartition(topic, number) not in held
+            ]
+            if missing:
+                there = [place.topic for place in held if place.partition == number]
+                raise GroupRefused(
+                    f"group {self._group!r} has assigned partition {number} of"
+                    f" {_named(sorted(there))} to this member, and not that of {_named(missing)}:"
+                    f" actor {self._name!r} commits partitions with one number together, so one"
+                    " member has to have them all. Another program, or an earlier version of this"
+                    " one, assigns the partitions of the group: stop it, or give the application"
+                    " or the actor another name",
+                    may_pass=True,
+                )
+
+    def _count(self, cluster: Any) -> int:
+        """Return how many partitions each topic has; raise ConfigurationError if they differ."""
+        counts = {topic: len(cluster.partitions_for_topic(topic) or ()) for topic in self._topics}
+        if len({*counts.values()}) > 1:
+            found = ", ".join(f"{topic!r} has {count}" for topic, count in counts.items())
+            raise ConfigurationError(
+                f"the topics of actor {self._name!r} have different numbers of partitions"
+                f" ({found}), and the state of a key belongs to the partitions with one number:"
+                " give all of them as many, or use several actors. If there are states already"
+                " give the actor another name, too, and copy them with spa-dat states copy"
+            )
+        return max(counts.values(), default=0)
 
     @property
     def trouble(self) -> str | None:
@@ -145,23 +194,29 @@ class Units:
         on_room: Callable[[TopicPartition], None],
     ) -> UnitTracker:
         """Return the tracker of a partition in a new assignment."""
-        states = None
-        if self._keeps_states:
-            states = self._states.get(partition)
-            if states is None:
-                states = PartitionStates(self._snapshot, partition.partition)
-                self._states[partition] = states
-        return UnitTracker(assignment, partition, on_room, self._refusals[partition], states)
+        number = partition.partition
+        unit = self._units.get(number)
+        if unit is None or unit.epoch != assignment.epoch:
+            states = None
+            if self._keeps_states:
+                states = self._states.get(number)
+                if states is None:
+                    states = self._states[number] = PartitionStates(self._snapshot, number)
+            unit = PartitionUnit(assignment, number, self._refusals[number], states)
+            self._units[number] = unit
+        return UnitTracker(assignment, partition, on_room, unit)
 
     def commits(
         self, assignment: Assignment, on_failed: Callable[[TransactionFailed], None]
     ) -> UnitCommits:
         """Return what commits an assignment; forgets everything about other partitions."""
-        for partition in [*self._refusals]:
-            if partition not in assignment.trackers:
-                del self._refusals[partition]
+        numbers = {place.partition for place in assignment.trackers}
+        for number in [*self._refusals]:
+            if number not in numbers:
+                del self._refusals[number]
         self._first = {at: it for at, it in self._first.items() if at in assignment.trackers}
-        self._states = {at: it for at, it in self._states.items() if at in assignment.trackers}
+        self._states = {at: it for at, it in self._states.items() if at in numbers}
+        self._units = {at: it for at, it in self._units.items() if at in numbers}
         self._on_failed = on_failed
         context = self._context
         return UnitCommits(
@@ -170,7 +225,6 @@ class Units:
             context.surroundings.stats,
             self._group,
             self._producer,
-            self._refusals,
             self._has_committed,
             on_failed,
             self._changelog,
@@ -190,19 +244,19 @@ class Units:
             states.restored = False
         if not self._keeps_states or not assignment.trackers:
             return
-        topic = next(iter(assignment.trackers)).topic
         topics, name = self._context.topics, self._changelog
         client = client_of(consumer)
-        count = len(client.cluster.partitions_for_topic(topic) or ())
+        count = self._count(client.cluster)
         topics.will_have(name, count)
         await topics.ensure([name], _FOUND_WITHIN)
         ((_, _, _, partitions),) = await find_topics(client, [name])
         if len(partitions) != count:
             raise ConfigurationError(
-                f"topic {topic!r} has {count} partitions, and {name!r}, which has the states of its"
-                f" keys, has {len(partitions)}: keys are in other partitions now than their states."
-                " Give the actor another name, and copy the states with spa-dat states copy, or"
-                " begin with new ones; or give it a topic with as many partitions as before"
+                f"topic {_named(self._topics)} has {count} partitions, and {name!r}, which has the"
+                f" states of its keys, has {len(partitions)}: keys are in other partitions now than"
+                " their states. Give the actor another name, and copy the states with spa-dat"
+                " states copy, or begin with new ones; or give it a topic with as many partitions"
+                " as before"
             )
         await self._check_settings(client)
         facts = await topic_facts(client, [name])
@@ -245,14 +299,16 @@ class Units:
             await asyncio.wait((restoring,))
 
     async def _restore(self, on_restored: Callable[[TopicPartition], None]) -> None:
-        places = {place.partition: place for place in self._states}
         context = self._context
         backoff = context.config.backoff(context.surroundings.environment)
 
         def restored(states: PartitionStates) -> None:
-            on_restored(places[states.partition])
+            places = [tracker.partition for tracker in self._units[states.partition].trackers]
+            for place in places:
+                on_restored(place)
             self._on_restored()
-            self._look_for_offset(places[states.partition], states)
+            for place in places:
+                self._look_for_offset(place, states)
 
         while True:
             left = {it.partition: it for it in self._states.values() if not it.restored}
@@ -338,13 +394,17 @@ class Units:
             elif partition in self._first:
                 consumer.seek(partition, self._first[partition])
 
-    def _producer(self, partition: TopicPartition) -> TransactionalProducer:
+    def _producer(self, number: int) -> TransactionalProducer:
         context = self._context
         return TransactionalProducer(
             context.config,
             self._client_id,
-            f"{self._group}.{partition.partition}",
+            f"{self._group}.{number}",
             self._group,
             context.topics,
             context.surroundings.environment.random,
         )
+
+
+def _named(topics: Sequence[str]) -> str:
+    return ", ".join(map(repr, topics))
