@@ -3,7 +3,8 @@
 Usage: python kafka_counter.py PREFIX SERVER LEDGER INSTANCE OPTIONS
 
 It writes down each message that it handles, numbers the messages of each key, publishes the
-numbers, and sometimes fails after that. OPTIONS are those of the actor, as JSON.
+numbers, and sometimes fails after that. OPTIONS are those of the actor, as JSON, and ``topics`` if
+these are not only ``numbers``.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 
 from spa_dat import DistributedApplication, KafkaConfig, KafkaTopic, RetryPolicy, Socket
 
-prefix, server, ledger, instance, options = sys.argv[1:]
+prefix, server, ledger, instance, given = sys.argv[1:]
+options = json.loads(given)
+topics = options.pop("topics", ["numbers"])
 config = KafkaConfig(
     server,
     prefix=prefix,
     topics={
-        "numbers/{key}": KafkaTopic("numbers", key="key"),
+        **{f"{topic}/{{key}}": KafkaTopic(topic, key="key") for topic in topics},
         "counts/{key}": KafkaTopic("counts", key="key"),
     },
     heartbeat_interval=0.3,
@@ -44,19 +47,19 @@ class Count:
 
 
 @app.application(
-    "numbers/{key}",
+    [f"{topic}/{{key}}" for topic in topics],
     per="key",
     state=Count,
     durable=True,
     retry=RetryPolicy(attempts=100, first=0.01),
-    **json.loads(options),
+    **options,
 )
 async def count(payload: bytes, key: str, state: Count, socket: Socket) -> None:
     # One write call: a killed process has written the whole line or nothing.
     os.write(written, payload)
     state.n += 1
-    number = int(payload.split()[1])
-    await socket.publish(f"counts/{key}", [number, state.n])
+    name, number = payload.decode().split()
+    await socket.publish(f"counts/{key}", [name, int(number), state.n])
     if random.random() < 0.01:
         raise ValueError("a bad day")
 

@@ -100,10 +100,14 @@ class Numbers:
         topic: where to.
         keys: how many.
         rng: chooses the key of each.
+        more: further topics, whose numbers go up for themselves: those of key ``k`` in the first of
+            them are called those of ``k.1``.
     """
 
-    def __init__(self, server: str, topic: str, keys: int, rng: random.Random) -> None:
-        self._topic = topic
+    def __init__(
+        self, server: str, topic: str, keys: int, rng: random.Random, more: Sequence[str] = ()
+    ) -> None:
+        self._topics = [topic, *more]
         self._keys = keys
         self._rng = rng
         self._next: Counter[str] = Counter()
@@ -126,9 +130,11 @@ class Numbers:
         sent: list[asyncio.Future[Any]] = []
         for _ in range(count):
             key = f"k{self._rng.randrange(self._keys)}"
-            line = f"{key} {self._next[key]}\n"
-            self._next[key] += 1
-            sent.append(await self._producer.send(self._topic, line.encode(), key.encode()))
+            at = self._rng.randrange(len(self._topics)) if len(self._topics) > 1 else 0
+            name = f"{key}.{at}" if at else key
+            line = f"{name} {self._next[name]}\n"
+            self._next[name] += 1
+            sent.append(await self._producer.send(self._topics[at], line.encode(), key.encode()))
         await asyncio.gather(*sent)
 
     @contextlib.asynccontextmanager

@@ -90,13 +90,13 @@ class LeftStates:
 
         await eventually(has_grown)
 
-    async def copy(self, **options: str) -> CopiedStates:
-        """Copy the states for the new actor, with other names if they are given."""
-        given = {"application": "app", "actor": "old", "to": "new", "topic": self.topic}
-        return await copy_states(self.config, **(given | options))
+    async def copy(self, *topics: str, **options: str) -> CopiedStates:
+        """Copy the states for the new actor, with other topics and names if they are given."""
+        given = {"application": "app", "actor": "old", "to": "new"}
+        return await copy_states(self.config, topics=topics or [self.topic], **(given | options))
 
-    async def refused(self, **options: str) -> str:
+    async def refused(self, *topics: str, **options: str) -> str:
         """Copy, which is refused; return why."""
         with pytest.raises(ConfigurationError) as raised:
-            await self.copy(**options)
+            await self.copy(*topics, **options)
         return str(raised.value)

@@ -34,15 +34,17 @@ class Run:
         kafka: the broker.
         folder: for the ledger.
         target: the topic that they publish to.
+        more: further topics of numbers.
     """
 
-    def __init__(self, kafka: Kafka, folder: Path, target: str) -> None:
+    def __init__(self, kafka: Kafka, folder: Path, target: str, more: Sequence[str] = ()) -> None:
         self.rng = seeded()
         self.prefix = new_prefix()
         self.server = kafka.server
         self.ledger = Ledger(folder / "ledger")
         self.source, self._target = f"{self.prefix}numbers", f"{self.prefix}{target}"
-        self.numbers = Numbers(kafka.server, self.source, KEYS, self.rng)
+        self.more = [f"{self.prefix}{topic}" for topic in more]
+        self.numbers = Numbers(kafka.server, self.source, KEYS, self.rng, self.more)
         self.copies = Copies(kafka.server, self._target)
         self.kills = self.stops = 0
 
@@ -54,8 +56,8 @@ class Run:
             place: its arguments before the ledger and the number of the instance.
             more: those after that.
         """
-        await create(self.server, self.source, PARTITIONS)
-        await create(self.server, self._target, PARTITIONS)
+        for topic in (self.source, *self.more, self._target):
+            await create(self.server, topic, PARTITIONS)
         reading = asyncio.create_task(self.copies.read())
         try:
             with contextlib.ExitStack() as stack:
@@ -147,6 +149,23 @@ async def test_every_count_is_right_although_members_are_killed_and_stopped(
         # What comes twice is the same.
         found = {key: sorted(set(values)) for key, values in found.items()}
     assert found == {
-        key: [(number, number + 1) for number in range(count)]
+        key: [(key, number, number + 1) for number in range(count)]
         for key, count in run.numbers.sent.items()
     }
+
+
+@pytest.mark.deadline(240 + 20 * KILLS)
+async def test_every_count_over_two_topics_is_right_although_members_are_killed_and_stopped(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    run = Run(kafka, tmp_path, "counts", ["more"])
+    options = json.dumps({"exactly_once": True, "topics": ["numbers", "more"]})
+    await run.under_attack("kafka_counter.py", run.prefix, run.server, more=[options])
+    numbers: dict[str, list[int]] = {}
+    for key, values in run.found.items():
+        found = [json.loads(value) for value in values]
+        assert [count for _, _, count in found] == [*range(1, len(found) + 1)], key
+        for name, number, _ in found:
+            assert name.partition(".")[0] == key
+            numbers.setdefault(name, []).append(number)
+    assert numbers == {name: [*range(count)] for name, count in run.numbers.sent.items()}

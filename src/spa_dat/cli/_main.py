@@ -636,18 +636,21 @@ def _states(context: click.Context) -> None:
 @click.option("--to", required=True, metavar="NAME", help="The actor that goes on with them.")
 @click.option(
     "--topic",
+    "topics",
     required=True,
+    multiple=True,
     metavar="NAME",
-    help="The topic that this one reads, by its name on the cluster, with all its partitions.",
+    help="The topic that this one reads, by its name on the cluster, with all its partitions; may"
+    " be repeated.",
 )
 @_name_option
 def _states_copy(**given: Any) -> int:
     """Copy the states of an actor's keys for another actor, whose topic has more partitions.
 
     To be called while no instance of the application is running. URL is that of the Kafka cluster,
-    or of a configuration document. Each state goes where the messages of its key are now. If both
-    actors read the same topic, the second goes on where the first has ended. What the first one has
-    stays as it is.
+    or of a configuration document. Each state goes where the messages of its key are now. In topics
+    that both actors read the second goes on where the first has ended. What the first one has stays
+    as it is.
     """
     from ._states import copy_states
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..errors import ConfigurationError
 from ..runtime.options._option_checks import check_name
 from ..transports import KafkaConfig
@@ -12,7 +14,7 @@ __all__ = ["copy_states"]
 
 
 def copy_states(
-    url: str, *, application: str, actor: str, to: str, topic: str, name: str | None
+    url: str, *, application: str, actor: str, to: str, topics: Sequence[str], name: str | None
 ) -> int:
     """Copy the states of an actor's keys for another actor; returns the exit code.
 
@@ -21,7 +23,7 @@ def copy_states(
         application: its name.
         actor: whose states they are.
         to: the actor that goes on with them.
-        topic: the one that it reads, by its name on the cluster.
+        topics: all that it reads, by their names on the cluster.
         name: of the provider in the document.
 
     Raises:
@@ -45,7 +47,7 @@ def copy_states(
     # The client library takes time to import.
     from ..transports.kafka.consuming import _state_copies
 
-    done = run_client(_state_copies.copy_states(config, application, actor, to, topic))
+    done = run_client(_state_copies.copy_states(config, application, actor, to, topics))
     with printing():
         write_text(
             f"states: {done.states}, {done.written} of them written now, from {done.before}"

@@ -590,7 +590,7 @@ async def test_a_transaction_that_takes_long_is_waited_for_without_blaming_a_han
         return await commit(self, *arguments, **more)
 
     def note(delivery: Delivery) -> None:
-        unit: Any = delivery.tracker
+        unit: Any = delivery.unit
         unit.note(delivery, Outcome())
 
     monkeypatch.setattr(TransactionalProducer, "commit", slow)

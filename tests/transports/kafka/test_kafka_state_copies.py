@@ -86,12 +86,41 @@ async def test_the_new_actor_goes_on_where_the_old_one_has_ended(cluster: LeftSt
 
 async def test_another_topic_is_read_from_its_start(cluster: LeftStates) -> None:
     await create(cluster.server, f"{cluster.topic}.more", AFTER)
-    assert (await cluster.copy(topic=f"{cluster.topic}.more")).after == AFTER
+    assert (await cluster.copy(f"{cluster.topic}.more")).after == AFTER
     cluster.group = f"{cluster.prefix}app.new"
     place = TopicPartition(f"{cluster.topic}.more", 0)
     async with cluster.member() as consumer:
         consumer.assign([place])
         assert await consumer.committed(place) is None
+
+
+async def test_the_new_actor_goes_on_in_all_topics_that_the_old_one_has_read(
+    cluster: LeftStates,
+) -> None:
+    other = f"{cluster.topic}.more"
+    await create(cluster.server, other, BEFORE)
+    await cluster.send(other, dict.fromkeys(KEYS, b"1"), BEFORE)
+    topics = [cluster.topic, other]
+    for cluster.topic in topics:
+        await cluster.commit(range(BEFORE))
+    await cluster.grow()
+    refusal = await cluster.refused(*topics)
+    assert f"{topics[0]!r} has {BEFORE}, {other!r} has {AFTER}" in refusal
+    cluster.topic = topics[0]
+    await cluster.grow()
+    # What it does not read any more has to be handled, and what it reads goes on.
+    await cluster.send(other, {KEYS[0]: b"2"}, AFTER)
+    assert "is not handled yet" in await cluster.refused(topics[0])
+    assert (await cluster.copy(*topics)).after == AFTER
+    cluster.group = f"{cluster.prefix}app.new"
+    async with cluster.member() as consumer:
+        for topic in topics:
+            places = [TopicPartition(topic, number) for number in range(AFTER)]
+            consumer.assign(places)
+            ends = await consumer.end_offsets(places)
+            if topic == other:
+                ends[TopicPartition(other, hash_of(KEYS[0]) % AFTER)] -= 1
+            assert {place: await consumer.committed(place) for place in places} == ends
 
 
 async def test_a_copy_that_has_failed_is_begun_again(
@@ -189,7 +218,7 @@ async def test_nothing_may_be_left_in_a_topic_that_is_not_read_any_more(
 ) -> None:
     await create(cluster.server, f"{cluster.topic}.more", AFTER)
     await cluster.send(cluster.topic, {KEYS[0]: b"2"}, BEFORE)
-    refusal = await cluster.refused(topic=f"{cluster.topic}.more")
+    refusal = await cluster.refused(f"{cluster.topic}.more")
     assert "is not handled yet: stop all senders" in refusal
 
 
@@ -223,17 +252,17 @@ async def test_what_changes_while_it_is_copied_is_not_taken_for_all(
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
+    ("topics", "options", "problem"),
     [
-        ({"actor": "other"}, "no topic '.*other' at .* check the names"),
-        ({"topic": "nothing"}, "no topic 'nothing' at .* by its name on the cluster"),
+        ([], {"actor": "other"}, "no topic '.*other' at .* check the names"),
+        (["nothing"], {}, "no topic 'nothing' at .* by their names on the cluster"),
     ],
 )
 async def test_what_is_not_there_is_named(
-    cluster: LeftStates, options: dict[str, str], problem: str
+    cluster: LeftStates, topics: list[str], options: dict[str, str], problem: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=problem):
-        await cluster.copy(**options)
+        await cluster.copy(*topics, **options)
     assert await settings(cluster.server, cluster.new) == (0, {})
 
 

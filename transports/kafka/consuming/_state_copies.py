@@ -73,19 +73,19 @@ class CopiedStates(NamedTuple):
 
 
 async def copy_states(
-    config: KafkaConfig, application: str, actor: str, to: str, topic: str
+    config: KafkaConfig, application: str, actor: str, to: str, topics: Sequence[str]
 ) -> CopiedStates:
-    """Copy the states of an actor's keys for another actor, whose topic has other partitions.
+    """Copy the states of an actor's keys for another actor, whose topics have other partitions.
 
-    The application has to be stopped. If both read the same topic the second goes on where the
-    first has ended. Nothing of the first is changed.
+    The application has to be stopped. In topics that both read the second goes on where the first
+    has ended. Nothing of the first is changed.
 
     Args:
         config: the configuration.
         application: its name.
         actor: whose states they are.
         to: the actor that goes on with them.
-        topic: the one that it reads, by its name on the cluster.
+        topics: all that it reads, by their names on the cluster.
 
     Raises:
         ConfigurationError: it cannot be done, or not yet; nothing was changed.
@@ -100,7 +100,7 @@ async def copy_states(
         keep_connections(client, partial(renewed_options, config), config.connect_timeout)
         try:
             await client.bootstrap()
-            return await _Copy(config, client, application, actor, to, topic).run()
+            return await _Copy(config, client, application, actor, to, topics).run()
         finally:
             await client.close()
     except TransactionFailed as error:
@@ -122,12 +122,18 @@ class _Copy:
     """Copies the states of one actor; see `copy_states`."""
 
     def __init__(
-        self, config: KafkaConfig, client: Any, application: str, actor: str, to: str, topic: str
+        self,
+        config: KafkaConfig,
+        client: Any,
+        application: str,
+        actor: str,
+        to: str,
+        topics: Sequence[str],
     ) -> None:
         names, identity = Names(config), Identity(application)
         self._config = config
         self._client = client
-        self._topic = topic
+        self._read_next = [*dict.fromkeys(topics)]
         self._source = names.states(application, actor)
         self._target = names.states(application, to)
         self._old_group = names.group(identity.group_of(actor))
@@ -136,16 +142,25 @@ class _Copy:
 
     async def run(self) -> CopiedStates:
         """Look whether all is as it has to be, and copy."""
-        before, after = await self._counts(self._source, self._topic)
+        before, *counts = await self._counts(self._source, *self._read_next)
         if not before:
             raise ConfigurationError(
                 f"there is no topic {self._source!r} at {self._config.address}: check the names of"
                 " the application and of the actor whose states are to be copied"
             )
-        if not after:
+        for topic, count in zip(self._read_next, counts, strict=True):
+            if not count:
+                raise ConfigurationError(
+                    f"there is no topic {topic!r} at {self._config.address}: give all that the new"
+                    " actor reads, by their names on the cluster"
+                )
+        after = counts[0]
+        if any(count != after for count in counts):
+            all_counts = zip(self._read_next, counts, strict=True)
             raise ConfigurationError(
-                f"there is no topic {self._topic!r} at {self._config.address}: give the one that"
-                " the new actor reads, by its name on the cluster"
+                "the topics of the new actor have different numbers of partitions ("
+                + ", ".join(f"{topic!r} has {count}" for topic, count in all_counts)
+                + "): give all of them as many"
             )
         found = await self._members()
         if found is not None:
@@ -221,7 +236,7 @@ class _Copy:
             await producer.close()
 
     async def _offsets(self, after: int) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Return where the new actor goes on; nothing if it reads another topic than the old one.
+        """Return where the new actor goes on in the topics that the old one has read.
 
         Raises:
             ConfigurationError: there is something that the old one has to handle before, or the new
@@ -237,17 +252,18 @@ class _Copy:
             (count,) = await self._counts(name)
             # A topic that is gone has nothing that is left to do.
             if count:
-                await self._check_handled(name, count, done, after if name == self._topic else 0)
+                read_next = name in self._read_next
+                await self._check_handled(name, count, done, after if read_next else 0)
         begun = await group_offsets(self._client, self._new_group)
         going_on: dict[TopicPartition, OffsetAndMetadata] = {}
-        if any(place.topic == self._topic for place in done):
-            facts = await topic_facts(self._client, [self._topic])
-            note = offset_note(facts[self._topic].id if facts and self._topic in facts else None)
-            places = _places(self._topic, after)
+        both = [topic for topic in self._read_next if any(place.topic == topic for place in done)]
+        facts = await topic_facts(self._client, both)
+        for topic in both:
+            note = offset_note(facts[topic].id if facts and topic in facts else None)
+            places = _places(topic, after)
             starts, _ = await self._bounds(places)
-            going_on = {
-                place: done.get(place) or OffsetAndMetadata(starts[place], note) for place in places
-            }
+            for place in places:
+                going_on[place] = done.get(place) or OffsetAndMetadata(starts[place], note)
         if begun and begun != going_on:
             raise ConfigurationError(
                 f"group {self._new_group!r} has handled messages already, so its actor has states"
@@ -268,7 +284,7 @@ class _Copy:
             name: a topic of the old actor.
             count: its partitions.
             done: what is handled.
-            after: the partitions by which the new actor finds states, if it reads this topic;
+            after: the partitions by which the new actor finds states, if it reads this topic, too;
                 otherwise 0.
         """
         starts, ends = await self._bounds(_places(name, count))
@@ -417,9 +433,9 @@ class _Copy:
         (found,) = await self._counts(self._target)
         if found != count:
             raise ConfigurationError(
-                f"{self._target!r} has {found} partitions, and {self._topic!r}, which the new actor"
-                f" reads, has {count}: give the new actor a name that it never had, or delete"
-                " that topic if nobody needs it"
+                f"{self._target!r} has {found} partitions, and {self._read_next[0]!r}, which the"
+                f" new actor reads, has {count}: give the new actor a name that it never had, or"
+                " delete that topic if nobody needs it"
             )
 
     def _producer(self, identifier: str) -> TransactionalProducer:
