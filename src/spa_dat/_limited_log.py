@@ -30,7 +30,7 @@ class _Kind:
 
 
 class LimitedLog(OwnLog):
-    """Writes the first 10 lines of each kind within 60 s, and then how many more there were.
+    """Writes the first lines of each kind within 60 s, and then how many more there were.
 
     So lines that strangers can trigger do not bury everything else. Lines are of one kind if their
     level, their template and what is given as ``kind=`` (for example the class of an error) are the
@@ -40,14 +40,20 @@ class LimitedLog(OwnLog):
         log: where the lines go.
         extra: as for `logging.LoggerAdapter`.
         prefix: the beginning of every line.
+        first: how many lines of a kind are written.
     """
 
     def __init__(
-        self, log: OwnLog, extra: Mapping[str, object] | None = None, prefix: str = ""
+        self,
+        log: OwnLog,
+        extra: Mapping[str, object] | None = None,
+        prefix: str = "",
+        first: int = _IN_FULL,
     ) -> None:
         super().__init__(log.logger, extra)
         # In a template a percent sign introduces an argument.
         self._prefix = prefix.replace("%", "%%")
+        self._first = first
         self._kinds: dict[Hashable, _Kind] = {}
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
@@ -91,7 +97,7 @@ class LimitedLog(OwnLog):
             if len(self._kinds) >= _MOST_KINDS:
                 self._sum_up(next(iter(self._kinds)))
             kind = self._kinds[key] = _Kind(now)
-        if kind.written < _IN_FULL:
+        if kind.written < self._first:
             kind.written += 1
             return True
         kind.left_out += 1

@@ -1076,16 +1076,8 @@ def watch_topics(consumer: Any) -> None:
 
 async def describe_group(consumer: Any, group: str) -> tuple[int, str, set[TopicPartition]]:
     """Return the code of the answer, the state of the group, and its members' assignments."""
-    answer = await consumer._client.send(
-        consumer._coordinator.coordinator_id,
-        DescribeGroupsRequest([group]),
-        group=ConnectionGroup.COORDINATION,
-    )
-    code, _, state, _, _, members, *_ = answer.groups[0]
-    taken: set[TopicPartition] = set()
-    for member in members:
-        taken.update(_assigned_to(member[4]))
-    return code, state, taken
+    coordinator = consumer._coordinator.coordinator_id
+    return await _described(client_of(consumer), coordinator, group, ConnectionGroup.COORDINATION)
 
 
 async def group_state(client: Any, group: str) -> str:
@@ -1099,11 +1091,21 @@ async def group_state(client: Any, group: str) -> str:
         aiokafka.errors.KafkaError: no answer, or a refusal.
     """
     node = await client.coordinator_lookup(CoordinationType.GROUP, group)
-    answer = await client.send(node, DescribeGroupsRequest([group]))
-    code, _, state, *_ = answer.groups[0]
+    code, state, _ = await _described(client, node, group, ConnectionGroup.DEFAULT)
     if code:
         raise kafka.for_code(code)(group)
-    return str(state)
+    return state
+
+
+async def _described(
+    client: Any, coordinator: int, group: str, connection: Any
+) -> tuple[int, str, set[TopicPartition]]:
+    answer = await client.send(coordinator, DescribeGroupsRequest([group]), group=connection)
+    code, _, state, _, _, members, *_ = answer.groups[0]
+    taken: set[TopicPartition] = set()
+    for member in members:
+        taken.update(_assigned_to(member[4]))
+    return code, str(state), taken
 
 
 async def group_offsets(client: Any, group: str) -> dict[TopicPartition, OffsetAndMetadata]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 
+from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 
 __all__ = ["Throttling"]
@@ -13,7 +13,6 @@ _log = get_logger(__name__)
 
 # Milliseconds. Shorter waits are how a quota is kept.
 _LONG = 1_000
-_SAY_AGAIN = 60.0
 
 
 class Throttling:
@@ -27,19 +26,16 @@ class Throttling:
     def __init__(self, name: str, stats: Counter[str]) -> None:
         self._name = name
         self._stats = stats
-        self._said_at: float | None = None
+        self._log = LimitedLog(_log, first=1)
 
     def hear(self, milliseconds: int) -> None:
         """Take notice of a wait."""
         if milliseconds < _LONG:
             return
         self._stats["kafka.throttled"] += 1
-        now = asyncio.get_running_loop().time()
-        if self._said_at is None or now - self._said_at >= _SAY_AGAIN:
-            self._said_at = now
-            _log.warning(
-                "%s: a broker lets it wait for %.1f s, as it sends or fetches more than its quota"
-                " allows; raise the quota of its user or client id",
-                self._name,
-                milliseconds / 1000,
-            )
+        self._log.warning(
+            "%s: a broker lets it wait for %.1f s, as it sends or fetches more than its quota"
+            " allows; raise the quota of its user or client id",
+            self._name,
+            milliseconds / 1000,
+        )

@@ -152,8 +152,6 @@ class MqttConsumer(Consumer):
         self._refused: dict[str, int] = {}
         self._pending: dict[str, _PendingFilter] = {}
         self._shortened: int | None = None
-        # The session is that of an earlier program, and was not tidied up yet.
-        self._is_inherited = False
         self._state = _NEW
         # An order: whatever arrives from now on is not accepted, in any state.
         self._stopped = False
@@ -281,7 +279,8 @@ class MqttConsumer(Consumer):
             return
         if self._state is _CONNECTING:
             self._become(_READING)
-            self._is_inherited = session_present
+            if session_present:
+                self._spawn(self._tidy_inherited())
             if self._durable and not session_present:
                 self._stats["mqtt.session_new"] += 1
                 _log.info(
@@ -309,9 +308,10 @@ class MqttConsumer(Consumer):
             self._resume(redelivered=False)
         if not self._ready.done():
             self._ready.set_result(client)
-        if self._is_inherited:
-            self._is_inherited = False
-            self._spawn(self._subscriptions.end_other(client))
+
+    async def _tidy_inherited(self) -> None:
+        """End what an earlier program has left in the session, once there is a connection."""
+        await self._subscriptions.end_other(await asyncio.shield(self._ready))
 
     def on_unreachable(self) -> None:
         """Do nothing: what is held stays held."""

@@ -438,6 +438,24 @@ async def test_own_topics_that_do_not_keep_what_they_have_to_are_named(
         assert "cleanup.policy=delete" in text
 
 
+async def test_the_settings_of_a_topic_that_was_just_created_are_not_asked_for(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def look(client: object, names: Sequence[str], settings: object) -> None:
+        asked.extend(names)
+
+    monkeypatch.setattr(_creation, "topic_settings", look)
+    made, prefix = topics(kafka)
+    name = f"{prefix}_spa.reply.app"
+    await made.ensure([name], 30.0)
+    assert not asked
+    await Topics(made._config, made._names, "tests").ensure([name], 30.0)
+    assert asked == [name]
+    await made.delete([name])
+
+
 @pytest.mark.parametrize(
     ("settings", "lost"),
     [

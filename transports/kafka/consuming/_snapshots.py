@@ -200,9 +200,6 @@ class Snapshot:
         path: returns where its file is; raises ConfigurationError if there is no place for it.
         log: where it is told that, and why, one is thrown away.
         on_lost: called when what was in it has to be read from the changelog.
-
-    Attributes:
-        closed: whether it was closed: what is not in memory is not known any more.
     """
 
     def __init__(
@@ -219,7 +216,6 @@ class Snapshot:
         self._thread = None if inline else ThreadPoolExecutor(1, "spa_dat snapshot")
         self._file: SnapshotFile | None = None
         self._opening: asyncio.Task[None] | None = None
-        self.closed = False
         self._loads: dict[tuple[int, bytes], asyncio.Future[bytes | None]] = {}
         self._loading: asyncio.Task[None] | None = None
         # What is to be written next, and what is being written.
@@ -227,6 +223,12 @@ class Snapshot:
         self._round: dict[PartitionStates, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: what is not in memory is not known any more."""
+        return self._ending is not None
 
     @property
     def is_open(self) -> bool:
@@ -424,8 +426,7 @@ class Snapshot:
 
     async def close(self) -> None:
         """Write what is left, and release the file. Never raises; bounded in time."""
-        self.closed = True
-        ending = asyncio.ensure_future(self._end())
+        ending = self._ending = self._loop.create_task(self._end())
         await asyncio.wait((ending,), timeout=_LAST_WRITE)
         if not ending.done():
             # The disk hangs. What is missing in the file is in the changelog.

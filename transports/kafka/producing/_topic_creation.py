@@ -99,7 +99,7 @@ class Topics:
         self._names = names
         self._client_id = client_id
         self._counts: dict[str, int] = {}
-        # Names of topics whose settings are known.
+        # Names of topics whose settings are known: they were asked for, or are those given here.
         self._looked_at: set[str] = set()
         self._next: _SharedLook | None = None
         self._one_at_a_time = asyncio.Lock()
@@ -150,6 +150,7 @@ class Topics:
             OSError, aiokafka.errors.KafkaError: no connection.
         """
         timeout = self._config.request_timeout
+        self._looked_at.difference_update(names)
         await self._with_client(lambda client: delete_topics(client, names, timeout))
 
     async def _with_client(self, use: Callable[[Any], Awaitable[T]]) -> T:
@@ -294,6 +295,7 @@ class Topics:
             if error in (kafka.NoError, kafka.TopicAlreadyExistsError):
                 created.add(name)
                 if error is kafka.NoError:
+                    self._looked_at.add(name)
                     _log.info("topic %r created", name)
             elif error in _TEMPORARY:
                 await asyncio.sleep(_LOOK_AGAIN)
