@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
+from .._keywords import nearest_or_all
 from .._texts import quoted
 from ..errors import ConfigurationError
 from ._broker_config import BrokerConfig
@@ -20,7 +21,6 @@ from ._url_options import (
     check_provider_name,
     environment_prefix,
     flag_from_text,
-    nearest,
     option_types,
     parse_url,
     scheme_of,
@@ -196,7 +196,7 @@ def effective_config(
     if scheme not in _DOCUMENTS:
         valid = {*_READERS, "file", "https"}
         ours = _NAMES_OF_OTHERS.get(scheme)
-        hint = nearest(scheme, valid) if ours is None else f"for MQTT write {ours}://"
+        hint = nearest_or_all(scheme, valid) if ours is None else f"for MQTT write {ours}://"
         raise ConfigurationError(f"scheme {scheme!r} is not known: {hint}")
     if scheme == "http" and not (allow_http or _is_http_allowed()):
         raise ConfigurationError(
@@ -229,7 +229,7 @@ def _from_document(url: str, name: str | None, options: Mapping[str, object]) ->
             scheme = scheme_of(table.url)
             if scheme not in _READERS:
                 raise ConfigurationError(
-                    f"scheme {scheme!r} is not that of a bus: {nearest(scheme, _READERS)}"
+                    f"scheme {scheme!r} is not that of a bus: {nearest_or_all(scheme, _READERS)}"
                 )
             address = parse_url(table.url)
             kind, stated = _of_bus(address, table.origin)

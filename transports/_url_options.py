@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import re
@@ -15,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
+from .._keywords import nearest_or_all
 from .._texts import bracketed, quoted
 from ..errors import ConfigurationError
 from ._credentials import Secret
@@ -33,7 +33,6 @@ __all__ = [
     "check_text",
     "environment_prefix",
     "flag_from_text",
-    "nearest",
     "option_hints",
     "option_types",
     "parse_url",
@@ -91,14 +90,6 @@ class BusUrl:
         """Return the URL without user, password and options, for messages."""
         host = self.host if self.several else bracketed(self.host)
         return f"{self.scheme}://{host}" + ("" if self.port is None else f":{self.port}")
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a hint for an unknown name: the nearest valid one, if any, and all valid ones."""
-    names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}there are: {', '.join(names) or 'none'}"
 
 
 def scheme_of(url: str) -> str:
@@ -299,7 +290,7 @@ def check_names(config: type[Any], options: Iterable[str], origin: str) -> None:
     for option in options:
         if option not in valid:
             raise ConfigurationError(
-                f"option {quoted(option)} of {origin} is not known: {nearest(option, valid)}"
+                f"option {quoted(option)} of {origin} is not known: {nearest_or_all(option, valid)}"
             )
 
 

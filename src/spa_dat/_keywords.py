@@ -1,11 +1,11 @@
-"""Keywords that a call does not take: which one may be meant."""
+"""Names that do not exist, such as keywords that a call does not take: which one may be meant."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 __all__ = ["keywords_of", "nearest_or_all", "suggests_keywords", "unexpected_keyword"]
@@ -21,14 +21,15 @@ def unexpected_keyword(call: str, name: str, known: Iterable[str]) -> str:
         name: the keyword.
         known: those that it takes.
     """
-    hint = nearest_or_all(name, sorted(known))
+    hint = nearest_or_all(name, known)
     return f"{call}() got an unexpected keyword argument {name!r}; {hint}"
 
 
-def nearest_or_all(name: str, known: Sequence[str]) -> str:
+def nearest_or_all(name: str, known: Iterable[str]) -> str:
     """Return which name may be meant by one that does not exist, or else which ones there are."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
 
 
 def keywords_of(call: Callable[..., object]) -> list[str]:

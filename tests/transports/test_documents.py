@@ -686,7 +686,7 @@ def test_what_can_not_wait_is_read_within_its_time(
         (f"http://a:{CANARY}@h/x y#z@?", "scheme 'http' is not allowed"),
         ("HTTP://", "scheme 'http' is not allowed"),
         (f"amqp://a:{CANARY}@h/x y#z@?", "scheme 'amqp' is not known"),
-        (f"ftp://{CANARY} ", "scheme 'ftp' is not known: did you mean"),
+        (f"ftp://{CANARY} ", "scheme 'ftp' is not known: there are: file, https, "),
         ("htps://h", "did you mean 'https'"),
         ("tcp://h", "for MQTT write mqtt://"),
         ("ssl://h", "for MQTT write mqtts://"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..._keywords import nearest_or_all
 from ..._texts import quoted
 from ...errors import ConfigurationError
-from .._url_options import check_provider_name, environment_prefix, nearest
+from .._url_options import check_provider_name, environment_prefix
 from ._address import DocumentAddress, parse_address
 from ._formats import parsed
 from ._reading import Content, read
@@ -114,7 +115,8 @@ class ConfigurationDocument:
             name = next(iter(providers))
         if name not in providers:
             raise ConfigurationError(
-                f"there is no provider {quoted(name)} in {self.shown}: {nearest(name, providers)}"
+                f"there is no provider {quoted(name)} in {self.shown}:"
+                f" {nearest_or_all(name, providers)}"
             )
         table = providers[name]
         origin = f"{self.shown}#{name}"

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..._keywords import suggests_keywords
+from ..._keywords import nearest_or_all, suggests_keywords
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._envelope import Envelope
 from .._topics import RESERVED, is_reserved
-from .._url_options import nearest
 from ._message_checks import check_message
 
 __all__ = ["LastWill", "will_meant"]
@@ -133,7 +132,7 @@ def will_meant(value: Any) -> LastWill | None:
     for name in value:
         if name not in names:
             raise ConfigurationError(
-                f"{_OWNER}: {quoted(name)} is not known: {nearest(str(name), names)}"
+                f"{_OWNER}: {quoted(name)} is not known: {nearest_or_all(str(name), names)}"
             )
     if "topic" not in value:
         raise ConfigurationError(f"{_OWNER} needs a topic")
