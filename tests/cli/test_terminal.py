@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from spa_dat.cli import _terminal
+from spa_dat.cli._commands import commands
 from spa_dat.cli._dlq_show import letter_as_text
-from spa_dat.cli._main import _commands, main
+from spa_dat.cli._main import main
 from spa_dat.cli._message_output import envelope_as_text
 from spa_dat.runtime.dead_letters._stored_letter import StoredLetter
 from spa_dat.transports import Envelope
@@ -78,7 +79,7 @@ def test_help_is_a_table_on_a_terminal() -> None:
     assert "\x1b[1;36mCommands\x1b[0m" in shown
     words = " ".join(without_styles(shown).split())
     assert words.startswith("Usage: spa-dat [OPTIONS] [COMMAND] [ARGS]...")
-    for name in _commands.commands:
+    for name in commands.commands:
         assert f" {name} " in words
     assert "Exit code: 0 when all went well" in words
 
@@ -98,9 +99,9 @@ def test_all_help_says_the_same_on_a_terminal(
     terminal: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    dlq = _commands.commands["dlq"]
+    dlq = commands.commands["dlq"]
     assert isinstance(dlq, _terminal.Group)
-    names = [[name] for name in _commands.commands] + [["dlq", name] for name in dlq.commands]
+    names = [[name] for name in commands.commands] + [["dlq", name] for name in dlq.commands]
     for name in names:
         assert main([*name, "--help"]) == 0
         rich = without_styles(capsys.readouterr().out)

@@ -20,8 +20,7 @@ import pytest
 import yaml
 
 from spa_dat import DistributedApplication, MqttConfig, SocketProviderFactory
-from spa_dat.cli import _child_processes, _main
-from spa_dat.cli._main import _commands
+from spa_dat.cli import _child_processes, _commands, _main
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.options import _admin_address
 from spa_dat.testing import Mosquitto
@@ -207,13 +206,13 @@ def test_commands_are_ones_that_the_command_line_knows(command: list[str]) -> No
     program, name, *arguments = command
     assert (program, name) == ("spa-dat", "run")
     # Refuses options that do not exist, and their values.
-    with _commands.commands["run"].make_context("run", arguments) as context:
+    with _commands.commands.commands["run"].make_context("run", arguments) as context:
         assert list(context.params["targets"]) == image()["COPY"].split()[:1]
         assert context.params["workers"] >= 1
 
 
 def test_environment_variables_are_ones_that_are_read() -> None:
-    options = _commands.commands["run"].params
+    options = _commands.commands.commands["run"].params
     read = {str(option.envvar) for option in options if getattr(option, "envvar", None)}
     serving = importlib.import_module("spa_dat.cli._run_in_process")
     read |= {serving._INSTANCE}
@@ -303,7 +302,7 @@ def test_what_looks_whether_it_lives_waits_until_a_worker_is_replaced() -> None:
 
 
 def worker_timeout(command: Sequence[str]) -> float:
-    with _commands.commands["run"].make_context("run", list(command[2:])) as context:
+    with _commands.commands.commands["run"].make_context("run", list(command[2:])) as context:
         return float(context.params["worker_timeout"])
 
 
@@ -328,7 +327,7 @@ def test_health_checks_ask_all_workers_and_need_no_curl(where: str) -> None:
     options, (program, name, *arguments) = health_checks()[where]
     assert (program, name) == ("spa-dat", "health")
     workers = workers_of(json.loads(image()["CMD"]))
-    with _commands.commands["health"].make_context("health", arguments) as context:
+    with _commands.commands.commands["health"].make_context("health", arguments) as context:
         assert context.params["workers"] == workers
         # If none of them answers, it says so itself.
         assert options["timeout"] > context.params["timeout"] * workers

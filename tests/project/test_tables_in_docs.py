@@ -24,7 +24,7 @@ from spa_dat import (
     RetryPolicy,
     errors,
 )
-from spa_dat.cli._main import _commands
+from spa_dat.cli._commands import commands
 from spa_dat.errors import RemoteError
 from spa_dat.runtime import PublishOptions
 from spa_dat.runtime.metrics._catalogue import ATTRIBUTES, CATALOGUE, OWN
@@ -223,5 +223,5 @@ def test_what_a_publish_may_be_given_is_in_the_guide() -> None:
 
 def test_the_options_of_the_command_are_on_its_page() -> None:
     shown = [row[0].strip("`").split()[0] for row in rows_below("running.md", "| option | |")]
-    options = [name for option in _commands.commands["run"].params for name in option.opts]
+    options = [name for option in commands.commands["run"].params for name in option.opts]
     assert shown == [name for name in options if name.startswith("--")]
