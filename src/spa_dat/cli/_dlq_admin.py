@@ -16,6 +16,7 @@ from ..errors import ConfigurationError
 from ..runtime.dead_letters._stored_letter import LetterFilter, StoredLetter
 from ..transports import Envelope, MemoryConfig, SocketProviderFactory
 from ._admin_client import AdminClient, Unanswered
+from ._dlq_source import LetterSource
 
 __all__ = ["UNANSWERED", "AdminLetters"]
 
@@ -97,10 +98,8 @@ class AdminLetters:
     """Asks an admin endpoint about dead letters, and what to do with them.
 
     Args:
-        admin: its address.
-        url: the bus; ``memory://`` without a name for all of the application.
-        name: of the provider, if that is a document.
-        application: whose dead letters.
+        source: whose dead letters, and where; with an address to ask. The bus is that of its URL,
+            or all of the application for ``memory://`` without a name.
 
     Raises:
         ConfigurationError: an argument is wrong, or another application answers there.
@@ -108,17 +107,20 @@ class AdminLetters:
         NotAuthorised: it asks for another token.
     """
 
-    def __init__(self, admin: str, url: str, name: str | None, application: str) -> None:
-        self._client = AdminClient(admin, "--admin ")
-        provider = SocketProviderFactory.from_url(url, name=name)
+    def __init__(self, source: LetterSource) -> None:
+        assert source.admin is not None
+        self._application = source.application
+        self._client = AdminClient(source.admin, "--admin ")
+        provider = SocketProviderFactory.from_url(source.url, name=source.name)
         self._bus: dict[str, str] = {}
         if not isinstance(provider.config, MemoryConfig) or "~" not in provider.address:
             # What has no name has another address in each program.
             self._bus["bus"] = provider.address
         found = self._asked("GET", "", {"limit": "1"}, _Letters)
-        if found.application != application:
+        if found.application != source.application:
             raise ConfigurationError(
-                f"application {found.application!r} answers at {admin}, not {application!r}"
+                f"application {found.application!r} answers at {source.admin}, not"
+                f" {source.application!r}"
             )
         self.instance = found.instance
 
@@ -132,7 +134,7 @@ class AdminLetters:
         found = self._asked("GET", "", {"limit": str(_MOST), **options}, _Letters)
         return [told.as_letter() for told in found.dead_letters], found.more
 
-    def show(self, application: str, name: str) -> StoredLetter | None:
+    def show(self, name: str) -> StoredLetter | None:
         """Return a letter with its message; None if there is none of that name."""
         try:
             found = self._asked("GET", f"/{name}", {}, _Shown)
@@ -140,7 +142,7 @@ class AdminLetters:
             return None
         fields = msgspec.structs.asdict(found.envelope)
         payload = base64.b64decode(fields.pop("payload_base64"))
-        return StoredLetter.of(application, Envelope(payload=payload, **fields))
+        return StoredLetter.of(self._application, Envelope(payload=payload, **fields))
 
     def change(
         self, name: str, what: str, *, anyway: bool = False, timeout: float = _TIMEOUT

@@ -20,6 +20,7 @@ from ._terminal import Group
 if TYPE_CHECKING:
     from ..runtime.dead_letters._stored_letter import LetterFilter
     from ._dlq_replay import Choice
+    from ._dlq_source import LetterSource
 
 __all__ = ["dlq"]
 
@@ -79,6 +80,13 @@ _wanted_options = several_options(
 )
 
 
+def _source(given: dict[str, Any]) -> LetterSource:
+    """Take the options out that say whose dead letters it is about, and where they are."""
+    from ._dlq_source import LetterSource
+
+    return LetterSource(*(given.pop(name) for name in ("url", "application", "name", "admin")))
+
+
 def _wanted(given: dict[str, Any]) -> LetterFilter:
     """Take the options out that say which dead letters are wanted."""
     from ._dlq_show import letter_filter
@@ -101,8 +109,8 @@ def _dlq_list(**given: Any) -> int:
     """
     from ._dlq_show import list_letters
 
-    wanted = _wanted(given)
-    return list_letters(wanted=wanted, **given)
+    source, wanted = _source(given), _wanted(given)
+    return list_letters(source, wanted=wanted, **given)
 
 
 @dlq.command("show", epilog=_EPILOG_OF_LETTERS, short_help="Show a dead letter.")
@@ -119,7 +127,7 @@ def _dlq_show(**given: Any) -> int:
     """
     from ._dlq_show import show_letter
 
-    return show_letter(**given)
+    return show_letter(_source(given), **given)
 
 
 _change_options = several_options(
@@ -172,8 +180,8 @@ def _dlq_replay(**given: Any) -> int:
     """
     from ._dlq_replay import replay_letters
 
-    choice = _choice(given)
-    return replay_letters(choice=choice, **given)
+    source, choice = _source(given), _choice(given)
+    return replay_letters(source, choice=choice, **given)
 
 
 @dlq.command(
@@ -189,5 +197,5 @@ def _dlq_discard(**given: Any) -> int:
     """
     from ._dlq_replay import discard_letters
 
-    choice = _choice(given)
-    return discard_letters(choice=choice, **given)
+    source, choice = _source(given), _choice(given)
+    return discard_letters(source, choice=choice, **given)

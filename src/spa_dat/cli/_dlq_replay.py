@@ -19,7 +19,8 @@ from ..transports import KafkaConfig, SocketProvider
 from ._broker_client import run_client
 from ._dlq_admin import AdminLetters
 from ._dlq_bus import RunningInstances, running_instances
-from ._dlq_show import letter_as_text, letters_at
+from ._dlq_show import letter_as_text
+from ._dlq_source import LetterSource
 from ._message_output import json_line
 from ._standard_output import BackgroundOutput, check_open, write_notice
 from ._terminal import BAD, GOOD, ProgressBar, is_terminal, styled
@@ -69,11 +70,8 @@ class Choice:
 
 
 def replay_letters(
-    url: str,
+    source: LetterSource,
     *,
-    application: str,
-    name: str | None,
-    admin: str | None,
     choice: Choice,
     instance: str | None,
     dry_run: bool,
@@ -85,10 +83,7 @@ def replay_letters(
     It is 1 if not all were handled.
 
     Args:
-        url: of the broker or document.
-        application: its name.
-        name: of the provider in the document.
-        admin: the address of the running application to ask, instead of the broker.
+        source: whose they are, and where.
         choice: which letters.
         instance: of the application, to do it in place of those that failed; None for these.
         dry_run: only show which letters it would be.
@@ -100,15 +95,15 @@ def replay_letters(
         TransportError: the broker cannot be used.
     """
     check_open()
-    if admin is not None:
-        letters = AdminLetters(admin, url, name, application)
+    if source.admin is not None:
+        letters = AdminLetters(source)
         if instance not in (None, letters.instance):
             raise ConfigurationError(f"instance {letters.instance!r} answers, not {instance!r}")
         change = partial(
             letters.change, what="replay", anyway=instance is not None, timeout=timeout
         )
-        return run_client(_change_by(letters, application, choice, change, dry_run, as_json))
-    provider = letters_at(url, name=name, application=application)
+        return run_client(_change_by(letters, source.application, choice, change, dry_run, as_json))
+    application, provider = source.application, source.provider()
 
     async def work(instances: RunningInstances, changes: _Changes) -> None:
         nobody = (
@@ -130,11 +125,8 @@ def replay_letters(
 
 
 def discard_letters(
-    url: str,
+    source: LetterSource,
     *,
-    application: str,
-    name: str | None,
-    admin: str | None,
     choice: Choice,
     dry_run: bool,
     as_json: bool,
@@ -142,10 +134,7 @@ def discard_letters(
     """Remove dead letters without handling them; returns the exit code, 1 if some are still there.
 
     Args:
-        url: as for `replay_letters`, like the rest.
-        application: its name.
-        name: of the provider in the document.
-        admin: the address of the running application to ask, instead of the broker.
+        source: whose they are, and where.
         choice: which letters.
         dry_run: only show which letters it would be.
         as_json: show what happens for programs.
@@ -154,11 +143,11 @@ def discard_letters(
         ConfigurationError, TransportError: as for `replay_letters`.
     """
     check_open()
-    if admin is not None:
-        letters = AdminLetters(admin, url, name, application)
+    if source.admin is not None:
+        letters = AdminLetters(source)
         change = partial(letters.change, what="discard")
-        return run_client(_change_by(letters, application, choice, change, dry_run, as_json))
-    provider = letters_at(url, name=name, application=application)
+        return run_client(_change_by(letters, source.application, choice, change, dry_run, as_json))
+    provider = source.provider()
 
     async def work(instances: RunningInstances, changes: _Changes) -> None:
         if isinstance(provider.config, KafkaConfig):
@@ -172,7 +161,7 @@ def discard_letters(
             else:
                 await changes.tell(letter, "discarded", "")
 
-    return run_client(_change(provider, application, choice, work, dry_run, as_json))
+    return run_client(_change(provider, source.application, choice, work, dry_run, as_json))
 
 
 class _Work(Protocol):

@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator
 from datetime import datetime
 
 from .._texts import escaped
-from ..errors import ConfigurationError
 from ..runtime.dead_letters._reading import stored_letters
 from ..runtime.dead_letters._stored_letter import LetterFilter, StoredLetter
 from ..runtime.options._option_checks import check_name
-from ..transports import MemoryConfig, SocketProvider, SocketProviderFactory
-from ._broker_client import broker_at, run_client
+from ..transports import SocketProvider
+from ._broker_client import run_client
 from ._dlq_admin import AdminLetters
+from ._dlq_source import LetterSource
 from ._message_output import (
     envelope_as_text,
     json_line,
@@ -27,7 +27,6 @@ from ._terminal import BAD, HEADING, QUIET, styled
 __all__ = [
     "letter_as_text",
     "letter_filter",
-    "letters_at",
     "list_letters",
     "show_letter",
 ]
@@ -55,21 +54,15 @@ def letter_filter(
 
 
 def list_letters(
-    url: str,
+    source: LetterSource,
     *,
-    application: str,
-    name: str | None,
-    admin: str | None,
     wanted: LetterFilter,
     as_json: bool,
 ) -> int:
     """Show the dead letters of an application, in a few words each; returns the exit code.
 
     Args:
-        url: of the broker or document.
-        application: its name.
-        name: of the provider in the document.
-        admin: the address of the running application to ask, instead of the broker.
+        source: whose they are, and where.
         wanted: which of them.
         as_json: show them for programs.
 
@@ -78,8 +71,8 @@ def list_letters(
         TransportError: the broker cannot be used.
     """
     check_open()
-    if admin is not None:
-        letters, more = AdminLetters(admin, url, name, application).stored(wanted)
+    if source.admin is not None:
+        letters, more = AdminLetters(source).stored(wanted)
         with printing():
             for letter in letters:
                 write_text(json_line(letter.as_dict()) if as_json else letter_as_text(letter))
@@ -87,8 +80,7 @@ def list_letters(
             write_notice(f"these are the first {len(letters)}, and there are more")
         shown, unreadable = len(letters), sum(letter.flaw is not None for letter in letters)
     else:
-        provider = letters_at(url, name=name, application=application)
-        counts = run_client(_list(provider, application, wanted, as_json))
+        counts = run_client(_list(source.provider(), source.application, wanted, as_json))
         if counts is None:
             return 0
         shown, unreadable = counts
@@ -98,35 +90,29 @@ def list_letters(
 
 
 def show_letter(
-    url: str,
+    source: LetterSource,
     identifier: str,
     *,
-    application: str,
-    name: str | None,
-    admin: str | None,
     as_json: bool,
 ) -> int:
     """Show all there is to a dead letter; returns the exit code, 1 if there is no such letter.
 
     Args:
-        url: as for `list_letters`, like the rest.
+        source: whose it is, and where.
         identifier: the letter's name.
-        application: its application.
-        name: of the provider in the document.
-        admin: as for `list_letters`.
         as_json: show it for programs.
 
     Raises:
         ConfigurationError, TransportError: as for `list_letters`.
     """
     check_open()
-    if admin is not None:
-        letter = AdminLetters(admin, url, name, application).show(application, identifier)
+    if source.admin is not None:
+        letter = AdminLetters(source).show(identifier)
     else:
-        provider = letters_at(url, name=name, application=application)
-        letter = run_client(_find(provider, application, identifier))
+        letter = run_client(_find(source.provider(), source.application, identifier))
     if letter is None:
-        write_notice(f"application {application!r} has no dead letter {escaped(identifier, 80)!r}")
+        wanted = escaped(identifier, 80)
+        write_notice(f"application {source.application!r} has no dead letter {wanted!r}")
         return _FAILED
     with printing():
         if as_json:
@@ -136,20 +122,6 @@ def show_letter(
         else:
             write_text(letter_as_text(letter) + envelope_as_text(letter.message or letter.envelope))
     return 0
-
-
-def letters_at(url: str, *, name: str | None, application: str) -> SocketProvider:
-    """Return the provider for the dead letters of an application.
-
-    Raises:
-        ConfigurationError: an application cannot have this name, or as `broker_at`.
-    """
-    check_name("--application", application)
-    if isinstance(SocketProviderFactory.from_url(url, name=name).config, MemoryConfig):
-        raise ConfigurationError(
-            "memory:// is inside the application: give its admin endpoint as well, with --admin"
-        )
-    return broker_at(url, name=name)
 
 
 async def _list(
