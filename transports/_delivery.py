@@ -94,8 +94,11 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
         last: Delivery = self
         while last.successor is not None:
             last = last.successor
-        nothing_to_tell = last.tracker is None or last.token < 0
-        return last.released or (nothing_to_tell and last.state is _SETTLED)
+        if last.released:
+            return True
+        if last.tracker is None or last.token < 0:
+            return last.state is _SETTLED
+        return last.tracker.acknowledges(last)
 
     @property
     def awaited(self) -> bool:
@@ -261,6 +264,10 @@ class Tracker:
     def unreleased(self) -> tuple[Delivery, ...]:
         """Return the deliveries that are not released yet, oldest first."""
         return tuple(self._slots)
+
+    def acknowledges(self, delivery: Delivery) -> bool:
+        """Return whether the bus has been told of a delivery that it need not send it again."""
+        return delivery.released
 
     def settled(self, delivery: Delivery) -> None:
         """Release the settled prefix, if it has grown; called by the delivery itself."""

@@ -160,19 +160,29 @@ class StateStore(abc.ABC):
         """Release what it uses; never raises."""
 
 
-def identity_of(actor: str, key: str, envelope: Envelope) -> MessageIdentity | None:
+def identity_of(
+    actor: str, key: str, envelope: Envelope, *, by_place: bool = False
+) -> MessageIdentity | None:
     """Return what a message is known again by; None if its sender gave it no id.
 
     Args:
         actor: the name of the actor that handles it.
         key: the key whose state it changes.
         envelope: the message.
+        by_place: whether its place in a partition stands for its id if it has none. So it is known
+            when it comes again, and not when its sender has published it twice.
     """
-    if envelope.id is None:
+    identifier: object = envelope.id
+    if envelope.id is not None:
+        sender = _sender_of(envelope, envelope.id)
+    elif by_place and envelope.offset is not None:
+        sender = envelope.source or envelope.topic
+        # The time tells it from what was there before the topic was recreated.
+        identifier = envelope.partition, envelope.offset, envelope.time
+    else:
         return None
-    sender = _sender_of(envelope, envelope.id)
     # A key may have what no text in UTF-8 can have.
-    parts = (actor, key.encode("utf-8", "surrogatepass"), sender, envelope.id)
+    parts = (actor, key.encode("utf-8", "surrogatepass"), sender, identifier)
     name = hashlib.sha256(_encode(parts)).digest()[:16]
     content = hashlib.sha256(
         _encode((envelope.topic, envelope.type, envelope.content_type, len(envelope.payload)))

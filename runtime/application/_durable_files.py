@@ -67,9 +67,8 @@ def states_of(
 
 def _keeps_here(spec: Spec[Any]) -> bool:
     """Return whether the states of an actor are durable, and not kept by its bus."""
-    provider = spec.options.socket_provider
-    by_bus = provider is not None and provider.has_transactions
-    return bool(spec.options.durable) and not by_bus
+    options = spec.options
+    return bool(options.durable) and not options.are_kept_by(options.socket_provider)
 
 
 def _store_of(specs: Sequence[Spec[Any]]) -> Callable[[str], StateStore] | None:

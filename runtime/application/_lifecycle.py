@@ -443,7 +443,8 @@ class Run:
             durable = [
                 actor
                 for actor in self._actors
-                if actor.options.durable and not actor.connection.provider.has_transactions
+                if actor.options.durable
+                and not actor.options.are_kept_by(actor.connection.provider)
             ]
             sending = self.durable_states.open({actor.name: actor.connection for actor in durable})
             await waits.all([(lambda: "what an earlier run has left to be sent", sending)])
@@ -503,9 +504,9 @@ class Run:
         self._commands.take(connection, envelope)
 
     def _states(self) -> DurableStates | None:
-        durable = [spec.options.socket_provider for spec in self._specs if spec.options.durable]
+        durable = [spec.options for spec in self._specs if spec.options.durable]
         # Buses with transactions keep the states themselves.
-        if all(provider is not None and provider.has_transactions for provider in durable):
+        if all(options.are_kept_by(options.socket_provider) for options in durable):
             return None
         # Not at the top: it imports SQLite, and most applications have no durable actors.
         from ._durable_files import states_of

@@ -53,7 +53,7 @@ class KeptStates:
         self._version = runner.options.kept.version
         self.ttl = runner.options.kept.ttl
         # Elsewhere the store knows them.
-        moves = runner.connection.provider.has_transactions
+        moves = runner.options.are_kept_by(runner.connection.provider)
         self.dedupe = runner.options.kept.dedupe if moves else None
 
     def read(self, stored: StoredKey, key: str) -> KeyRecord:

@@ -134,7 +134,7 @@ class KeyedHost:
 
         runner, states = self._runner, self._runner.run.durable_states
         name, environment = runner.name, runner.connection.surroundings.environment
-        if runner.connection.provider.has_transactions:
+        if runner.options.are_kept_by(runner.connection.provider):
             from ._key_units import KeyUnits
 
             self.units = units = KeyUnits(lambda: runner.run.routes_to(runner))

@@ -33,7 +33,7 @@ __all__ = ["StoredLane"]
 
 
 class StoredLane(DurableLane):
-    """A lane of a durable keyed actor on a bus without transactions.
+    """A lane of a durable keyed actor whose bus does not keep the states.
 
     What a handler publishes is recorded. After it, the new state of the key, what was published,
     and that the message was handled are committed together; only then anything is sent. If the
@@ -80,7 +80,7 @@ class StoredLane(DurableLane):
     ) -> Any:
         cell, turn, delivery = self._at_work()
         reminder = delivery if isinstance(delivery, ReminderDelivery) else None
-        message = identity_of(self.actor_name, cell.key, delivery.envelope)
+        message = identity_of(self.actor_name, cell.key, delivery.envelope, by_place=True)
         if message is None:
             self.stats["messages.without_id"] += 1
         key = None if cell.active else cell.key

@@ -166,6 +166,15 @@ class ActorOptions:
 
         return Durable()
 
+    def are_kept_by(self, provider: SocketProvider | None) -> bool:
+        """Return whether states of keys are kept by a bus, with which they move.
+
+        Args:
+            provider: that of the bus; None if it is not known.
+        """
+        able = provider is not None and provider.has_transactions
+        return bool(self.durable) and able and self.kept.store is None
+
     @property
     def most_hot(self) -> int | None:
         """``hot``, wherever it was given."""

@@ -37,7 +37,9 @@ class Durable:
         store: opens what keeps the states, in place of a file: a callable that gets the name of the
             application and its instance (``fleet.0``), by which it knows whose they are, and
             returns a `spa_dat.states.StateStore`. It is called at each start, in the thread that
-            uses the store. All durable actors of an application give the same one.
+            uses the store. All durable actors of an application give the same one. On Kafka states
+            are in it instead of a topic, so that there can be only one instance, and it does not go
+            with ``exactly_once``.
         dedupe: of how many messages that were handled last each key knows the ids on Kafka, from 1
             to 1,000: one of them that its sender publishes once more is not handled. None for none.
             It has no effect on MQTT and memory, where they are known anyway.

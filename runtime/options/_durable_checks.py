@@ -46,20 +46,15 @@ def check_durable(owner: str, options: ActorOptions) -> None:
             " have a state each"
         )
     provider = options.socket_provider
-    moves = provider is not None and provider.has_transactions
+    has_groups = provider is not None and provider.has_transactions
     refused = {
         "batch": options.batch is not None,
         "overflow": options.overflow is not Overflow.REFUSE,
         "qos": options.qos == 0,
         "subscription": options.subscription is not None,
-        "deliver": options.deliver == ("all" if moves else "share"),
-        "rewind_to": moves and options.rewind_to is not None,
+        "deliver": options.deliver == ("all" if has_groups else "share"),
+        "rewind_to": has_groups and options.rewind_to is not None,
     }
-    if provider is not None and moves and kept.store is not None:
-        raise ConfigurationError(
-            f"{owner}: Durable(store=...) has no use on the bus at {provider.address}, which keeps"
-            " the states itself, so that they move with its partitions: leave it out"
-        )
     for name, given in refused.items():
         if given:
             raise ConfigurationError(

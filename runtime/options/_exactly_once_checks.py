@@ -38,6 +38,13 @@ def check_exactly_once(owner: str, options: ActorOptions) -> None:
                 f"{owner}: {name}={getattr(options, name)!r} does not go with exactly_once=True:"
                 f" {_WHY_NOT[name]}; remove one of them"
             )
+    if options.durable and options.kept.store is not None:
+        raise ConfigurationError(
+            f"{owner}: Durable(store=...) does not go with exactly_once=True: what the cluster"
+            " commits and what the store commits are not one. Leave out store=, and the states are"
+            " in a topic of the cluster; or leave out exactly_once=True, and what is published"
+            " arrives at least once, with the same ids"
+        )
     provider = options.socket_provider
     if provider is not None and not provider.has_transactions:
         raise ConfigurationError(

@@ -85,15 +85,21 @@ class Subscriptions:
             return
         options = actor.options
         name = options.subscription or actor.name
-        moves = actor.connection.provider.has_transactions
+        provider = actor.connection.provider
+        moves = options.are_kept_by(provider)
         if self._identity.instance != "0" and options.durable and not moves:
+            instead = ""
+            if provider.has_transactions:
+                instead = (
+                    "; or leave out Durable(store=...): states in a topic move with partitions"
+                )
             raise ConfigurationError(
                 f"actor {actor.name!r} is durable, and the application is instance"
                 f" {self._identity.instance!r}: only one instance may keep the states of its keys,"
                 " as each of several would have states of its own. Leave out instance=, and give"
-                " applications for other messages another name="
+                f" applications for other messages another name={instead}"
             )
-        if self._identity.instance != "0" and options.must_say_deliver(actor.connection.provider):
+        if self._identity.instance != "0" and options.must_say_deliver(provider):
             raise ConfigurationError(
                 f"actor {actor.name!r}: instance {self._identity.instance!r} has to say how"
                 " messages are distributed: deliver='share' gives each to one instance,"
@@ -159,8 +165,8 @@ class Subscriptions:
             for handler in member.handlers
             for filter_ in handler.filters
         )
-        options, has_transactions = first.options, first.connection.provider.has_transactions
-        keeps_states = bool(options.durable) and has_transactions
+        options = first.options
+        keeps_states = options.are_kept_by(first.connection.provider)
         subscription = Subscription(
             name=name,
             filters=tuple(dict.fromkeys(filters)),

@@ -3,8 +3,8 @@
 Usage: python kafka_counter.py PREFIX SERVER LEDGER INSTANCE OPTIONS
 
 It writes down each message that it handles, numbers the messages of each key, publishes the
-numbers, and sometimes fails after that. OPTIONS are those of the actor, as JSON, and ``topics`` if
-these are not only ``numbers``.
+numbers, and sometimes fails after that. OPTIONS are those of the actor, as JSON, ``topics`` if
+these are not only ``numbers``, and ``store`` for a file that has its states.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import random
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-from spa_dat import DistributedApplication, KafkaConfig, KafkaTopic, RetryPolicy, Socket
+from spa_dat import DistributedApplication, Durable, KafkaConfig, KafkaTopic, RetryPolicy, Socket
+from spa_dat.transports._sqlite_states import SqliteStates
 
 prefix, server, ledger, instance, given = sys.argv[1:]
 options = json.loads(given)
 topics = options.pop("topics", ["numbers"])
+file = options.pop("store", None)
 config = KafkaConfig(
     server,
     prefix=prefix,
@@ -50,7 +53,7 @@ class Count:
     [f"{topic}/{{key}}" for topic in topics],
     per="key",
     state=Count,
-    durable=True,
+    durable=Durable(store=lambda _: SqliteStates(Path(file))) if file else True,
     retry=RetryPolicy(attempts=100, first=0.01),
     **options,
 )

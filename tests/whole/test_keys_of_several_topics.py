@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +23,9 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError
-from spa_dat.testing import Faults, Harness
+from spa_dat.testing import Faults, Harness, Kafka
 from spa_dat.transports.kafka.consuming import _group_member
+from support.kafka_bus import create, new_prefix
 from support.kafka_states import cluster_of, in_changelog
 
 TOPICS = {
@@ -298,3 +301,56 @@ def test_without_states_topics_may_have_different_numbers_of_partitions() -> Non
         harness.settle()
         found = [n for truck in range(TRUCKS) for n in harness.published(f"total/t{truck}")]
         assert sorted(found) == [*range(NUMBERS)]
+
+
+@pytest.mark.kafka
+async def test_another_process_goes_on_with_an_empty_folder(kafka: Kafka, tmp_path: Path) -> None:
+    prefix = new_prefix()
+    for topic in ("km", "fuel"):
+        await create(kafka.server, f"{prefix}{topic}", 4)
+    config = KafkaConfig(
+        kafka.server, prefix=prefix, topics=TOPICS, session_timeout=2, heartbeat_interval=0.3
+    )
+    for life in range(3):
+        app = DistributedApplication(
+            config, name="fleet", instance=str(life), state_folder=tmp_path / str(life)
+        )
+
+        class Fleet(Actor):
+            per, state, durable, exactly_once = "truck", Truck, True, True
+
+            @on("km/{truck}")
+            async def drive(self, km: int) -> list[int]:
+                self.state.km += km
+                return [self.state.km, self.state.fuel]
+
+            @on("fuel/{truck}")
+            async def fill(self, fuel: int) -> list[int]:
+                self.state.fuel += fuel
+                return [self.state.km, self.state.fuel]
+
+        app.add(Fleet)
+        async with app:
+            for topic, fuel in (("km", life), ("fuel", life + 1)):
+                requests = (
+                    app.socket().request(f"{topic}/t{truck}", 1, reply=list[int], timeout=60)
+                    for truck in range(TRUCKS)
+                )
+                assert await asyncio.gather(*requests) == [[life + 1, fuel]] * TRUCKS
+
+
+@pytest.mark.kafka
+async def test_topics_that_do_not_fit_are_refused_by_a_real_cluster(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}km", 2)
+    await create(kafka.server, f"{prefix}fuel", 3)
+    config = KafkaConfig(kafka.server, prefix=prefix, topics=TOPICS)
+    app = DistributedApplication(config, name="fleet", state_folder=tmp_path)
+
+    @app.application(["km/{truck}", "fuel/{truck}"], per="truck", state=Truck, durable=True)
+    async def drive(km: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"km' has 2, '.*fuel' has 3"):
+        await app.start()

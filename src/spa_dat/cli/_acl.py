@@ -145,7 +145,7 @@ def _access(
         if (spec.options.socket_provider or runs.settings.provider) is not provider:
             continue
         asks_0_4_0 = asks_0_4_0 or spec.options.wire == "spa-dat"
-        keeps_states = keeps_states or (bool(spec.options.durable) and provider.has_transactions)
+        keeps_states = keeps_states or spec.options.are_kept_by(provider)
         transactions = transactions or spec.options.exactly_once or keeps_states
         received |= dict.fromkeys(filter_.pattern for filter_ in spec.filters)
         if any(handler.responder for handler in spec.handlers):

@@ -464,8 +464,12 @@ class Recent:
             "give functions by the versions",
         ),
         (
-            {"durable": Durable(store=SqliteStates), "socket_provider": "kafka://localhost"},  # type: ignore[arg-type]
-            r"Durable\(store=...\) has no use on the bus at kafka",
+            {
+                "durable": Durable(store=SqliteStates),  # type: ignore[arg-type]
+                "exactly_once": True,
+                "socket_provider": "kafka://localhost",
+            },
+            r"Durable\(store=...\) does not go with exactly_once=True",
         ),
         ({"durable": Durable(ttl=0)}, r"Durable\(ttl\)=0"),
         ({"durable": Durable(hot=0)}, r"Durable\(hot\)=0"),

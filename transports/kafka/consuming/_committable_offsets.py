@@ -100,6 +100,10 @@ class PartitionTracker(Tracker):
         if count:
             self._released(count)
 
+    def acknowledges(self, delivery: Delivery) -> bool:
+        """As in `Tracker`: once an offset behind it is committed."""
+        return delivery.token < self.committed
+
     def settled(self, delivery: Delivery) -> None:
         assignment = self._assignment
         assignment.unsettled = unsettled = assignment.unsettled - 1
