@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -19,11 +20,12 @@ from aiokafka.record.util import calc_crc32c
 from spa_dat.errors import ConfigurationError, ConnectFailed, ConnectionLost, TransportError
 from spa_dat.harness.kafka_cluster._record_batches import encode_record
 from spa_dat.harness.loop._network import ServerConnection
-from spa_dat.transports import Delivery, DeliveryState, KafkaTopic
+from spa_dat.transports import Delivery, DeliveryState, KafkaConfig, KafkaTopic
 from spa_dat.transports._units import Outcome
-from spa_dat.transports.kafka._aiokafka_private import stop_consumer
+from spa_dat.transports.kafka._aiokafka_private import producer_tasks, stop_consumer
 from spa_dat.transports.kafka._takeovers import Takeovers
 from spa_dat.transports.kafka._topic_facts import TopicFacts
+from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.consuming import (
     _commits,
     _partition_guard,
@@ -39,6 +41,7 @@ from spa_dat.transports.kafka.consuming._group_requests import commit, misassign
 from spa_dat.transports.kafka.consuming._lag import lag_of
 from spa_dat.transports.kafka.consuming._partition_guard import PartitionGuard
 from spa_dat.transports.kafka.consuming._start_positions import compare, recreated_since
+from spa_dat.transports.kafka.consuming._unit_commits import UnitCommits
 from spa_dat.transports.kafka.consuming._units import Units
 from spa_dat.transports.kafka.consuming._unreadable_reports import Troubles, Unreadable
 from spa_dat.transports.kafka.producing._topic_creation import Topics
@@ -609,6 +612,56 @@ async def test_a_transaction_that_takes_long_is_waited_for_without_blaming_a_han
             assert one.numbers == [*range(100)]
             assert one.stats["kafka.partitions_stuck"] == 0
     assert "is not settled" not in caplog.text
+
+
+async def test_what_a_rebalance_begins_while_a_member_is_leaving_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[TransactionalProducer] = []
+    start, finish, times = TransactionalProducer.start, UnitCommits.finish, [0]
+
+    async def note(self: TransactionalProducer) -> None:
+        await start(self)
+        started.append(self)
+
+    monkeypatch.setattr(TransactionalProducer, "start", note)
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(SERVER, "a", prefix="", subscription=TRANSACTIONAL) as one:
+            member: Any = one.consumer
+            rebalances = member._sessions._rebalances
+
+            async def interrupted(self: UnitCommits, seconds: float, *, lost: bool = False) -> None:
+                await finish(self, seconds, lost=lost)
+                times[0] += 1
+                if times[0] == 1:
+                    await rebalances.on_partitions_revoked([])
+                    await rebalances.on_partitions_assigned([TopicPartition("a", 0)])
+
+            monkeypatch.setattr(UnitCommits, "finish", interrupted)
+    assert len(started) == 2
+    assert all(producer._closed for producer in started)
+
+
+async def test_a_producer_that_is_ended_while_it_starts_does_not_start() -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        config = KafkaConfig(SERVER)
+        topics = Topics(config, Names(config), "test")
+        for steps in itertools.count():
+            producer = TransactionalProducer(config, "test", "a.0", "a", topics, random.Random(1))
+            starting = asyncio.ensure_future(producer.start())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if starting.done():
+                await producer.close()
+                break
+            await producer.close()
+            with pytest.raises((kafka.KafkaError, OSError)):
+                await starting
+            tasks = producer_tasks(producer._library)
+            assert all(task is None or task.done() for task in tasks), steps
+        assert steps > 10
 
 
 # Starting, stopping, and what is fetched meanwhile.

@@ -231,6 +231,7 @@ class GroupMember(ConsumerSessions):
                 await end_tasks(consumer, _STOP_TIMEOUT)
                 await unless(self._closed, leave(consumer))
             await stop_consumer(consumer, _STOP_TIMEOUT)
+            await self._rebalances.left()
             self._consumer = self._pauses = None
 
     def _explained(self, error: Exception) -> Exception:

@@ -131,6 +131,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer: Any = None
         self._guard: PartitionGuard | None = None
         self._units = units
+        # What was begun and not ended: a rebalance may begin it while the member is leaving.
+        self._open: set[UnitCommits] = set()
         self._tenures = PartitionTenures()
         # A rebalance and a rollback have to wait for each other.
         self._changing = asyncio.Lock()
@@ -194,9 +196,21 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
                 if wait:
                     await unless(self._closed, self._running_finished(assignment))
             if self.committer is not None:
-                await self.committer.finish(commit_within(), lost=is_lost(self._consumer))
+                await self._finish(self.committer, commit_within(), lost=is_lost(self._consumer))
         finally:
             self._forget()
+
+    async def left(self) -> None:
+        """End what a rebalance has begun meanwhile, as the consumer of the library is stopped."""
+        for commits in [*self._open]:
+            await self._finish(commits, 0.0, lost=True)
+
+    async def _finish(
+        self, committer: Committer | UnitCommits, seconds: float, *, lost: bool
+    ) -> None:
+        await committer.finish(seconds, lost=lost)
+        if isinstance(committer, UnitCommits):
+            self._open.discard(committer)
 
     # Called by the library, which would swallow errors.
 
@@ -227,7 +241,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             self._become(MemberState.LOST if lost else MemberState.REVOKED)
         if not lost:
             await self._running_finished(assignment)
-        await committer.finish(COMMIT_TIMEOUT, lost=lost)
+        await self._finish(committer, COMMIT_TIMEOUT, lost=lost)
         if self.assignment is assignment:
             self._forget()
         self._stats["kafka.rebalances"] += 1
@@ -278,6 +292,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         # Until it is known what is committed, what is fetched would be put back again and again.
         self._consumer.pause(*assignment.trackers)
         if isinstance(self.committer, UnitCommits):
+            self._open.add(self.committer)
             await self.committer.open()
             assert self._units is not None
             await self._units.prepare(self._consumer, assignment)
@@ -343,7 +358,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             if self.assignment is not assignment or self.committer is None:
                 return
             await self._units.stop_restoring()
-            await self.committer.finish(COMMIT_TIMEOUT, lost=is_lost(self._consumer))
+            lost = is_lost(self._consumer)
+            await self._finish(self.committer, COMMIT_TIMEOUT, lost=lost)
             self._units.leave(assignment)
             await self._take_over([*assignment.trackers])
 

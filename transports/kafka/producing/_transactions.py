@@ -161,14 +161,17 @@ class TransactionalProducer:
         try:
             async with asyncio.timeout(self._patience):
                 await self._library.start()
+            if self._closed:
+                raise kafka.ProducerClosed
         except kafka.TransactionalIdAuthorizationFailed as error:
-            await self.close()
+            await self._end()
             raise NotAuthorised(
                 f"the cluster does not let us use the transactional id {self._identifier!r}; allow"
                 " Write in its access rules"
             ) from error
         except BaseException:
-            await self.close()
+            # Also what has come about since it was ended.
+            await self._end()
             raise
 
     async def commit(
@@ -207,11 +210,14 @@ class TransactionalProducer:
 
     async def close(self) -> None:
         """End it at once. Never raises; bounded in time."""
+        if not self._closed:
+            await self._end()
+
+    async def _end(self) -> None:
         if self._failed is None:
             self._failed = kafka.ProducerClosed()
-        if not self._closed:
-            self._closed = True
-            await close_producer(self._library)
+        self._closed = True
+        await close_producer(self._library)
 
     async def _commit(
         self,
