@@ -114,9 +114,10 @@ async def test_a_message_waits_for_a_database_that_is_away(own_postgres: Postgre
         await asyncio.to_thread(own_postgres.stop)
         for _ in range(3):
             await app.socket().publish("work/a", 1)
-        await eventually(lambda: "work" not in app.problems)
+        await eventually(lambda: "work" in app.problems)
         await asyncio.to_thread(own_postgres.start)
         await eventually(lambda: ("a", 4) in got)
+        await eventually(lambda: "work" not in app.problems)
         assert app.stats["dead_letters.stored"] == 0
     assert [n for key, n in got if key == "a"] == [1, 2, 3, 4]
 
