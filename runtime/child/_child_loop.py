@@ -1,30 +1,40 @@
-"""The event loop of a child process."""
+"""What the event loop of a child process looks at."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import selectors
 
-__all__ = ["ChildLoop"]
+__all__ = ["PipeSelector", "child_loop"]
 
 
-class ChildLoop(asyncio.SelectorEventLoop):
-    """Goes on at once with what its callbacks have made ready, before it looks for more.
+class PipeSelector(selectors.DefaultSelector):
+    """Reads the pipe while the loop looks for what has come in, if nothing else has.
 
-    A message that comes in wakes the actor's task, and nothing but its answer is waited for: a
-    look at the pipe in between is a turn of the loop, and a system call, that only delays that.
+    A message that comes in wakes the actor's task, and nothing but its answer is waited for. What
+    a look has made ready runs in the same turn of the loop; a callback of the pipe's would run in
+    that turn, and the task in the next one, after another look.
+
+    Args:
+        pipe: descriptor of the end that is read.
     """
 
-    _ready: deque[asyncio.Handle]
-    _stopping: bool
+    def __init__(self, pipe: int) -> None:
+        super().__init__()
+        self._pipe = pipe
 
-    def _run_once(self) -> None:
-        super()._run_once()  # type: ignore[misc]
-        ready = self._ready
-        if not ready or self._stopping or self.get_debug():
-            return
-        # What these make ready comes after the next look, so that nobody keeps others from theirs.
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not handle.cancelled():
-                handle._run()
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """See `selectors.BaseSelector.select`."""
+        found = super().select(timeout)
+        if len(found) == 1 and found[0][0].fd == self._pipe:
+            # What asyncio keeps there: the callbacks for reading and writing.
+            reader: asyncio.Handle
+            reader, _ = found[0][0].data
+            reader._run()
+            return []
+        return found
+
+
+def child_loop(pipe: int) -> asyncio.AbstractEventLoop:
+    """Return an event loop that reads the pipe as `PipeSelector` does."""
+    return asyncio.SelectorEventLoop(PipeSelector(pipe))

@@ -8,12 +8,12 @@ import fcntl
 import logging
 import os
 import select
-import socket
 import sys
 import threading
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 from ..._environment import Environment
@@ -56,7 +56,7 @@ from ..registration._specs_from_code import class_spec, function_spec
 from ..routing._routed_deliveries import Route, RoutedDelivery
 from ..routing._router import Router
 from ..routing._subscriptions import router_of
-from ._child_loop import ChildLoop
+from ._child_loop import child_loop
 from ._pipe_bus import Book, PipeProvider, piped
 from ._pipe_log import PipeLog
 
@@ -133,17 +133,19 @@ class ChildMain:
     """A child process, inside.
 
     Args:
-        pipe: descriptor of its end of the pipe.
+        reading: descriptor of the pipe from the parent.
+        writing: descriptor of the pipe to the parent.
         memory: descriptor of what `Progress` is written to.
     """
 
-    def __init__(self, pipe: int, memory: int) -> None:
+    def __init__(self, reading: int, writing: int, memory: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.progress = Progress(memory)
         self.progress.seal()
         self.channel = Channel(
-            socket.socket(fileno=pipe),
+            FileIO(reading, "rb"),
+            FileIO(writing, "wb"),
             ToChild,
             self._received,
             self._parent_ended,
@@ -385,37 +387,39 @@ def _measurements() -> Measurements:
     return Measurements()
 
 
-def _end_with_parent(pipe: int) -> None:
+def _end_with_parent(reading: int) -> None:
     # In a thread: the event loop may be blocked for ever.
     poll = select.poll()
-    poll.register(pipe, 0)
+    poll.register(reading, 0)
     poll.poll()
     threading.Event().wait(_LAST_STOP * 2)
     os._exit(1)
 
 
-def main(pipe: int, memory: int) -> None:
+def main(reading: int, writing: int, memory: int) -> None:
     """Run the actor that the parent sends, until the parent stops it or ends.
 
     Args:
-        pipe: descriptor of the child's end of the pipe.
+        reading: descriptor of the pipe from the parent.
+        writing: descriptor of the pipe to the parent.
         memory: descriptor of what `Progress` is written to.
     """
     # Where nobody looks for one of his own, and nobody gets one that was closed.
-    inherited = pipe, memory
-    pipe, watched, memory = (
-        fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH) for descriptor in (pipe, pipe, memory)
+    inherited = reading, writing, memory
+    reading, watched, writing, memory = (
+        fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        for descriptor in (reading, reading, writing, memory)
     )
-    os.close(inherited[0])
-    os.close(inherited[1])
+    for descriptor in inherited:
+        os.close(descriptor)
     # Both are meant for the program; it is the parent that stops the child then.
     ignore_signals()
     threading.Thread(
         target=_end_with_parent, args=(watched,), name="spa_dat parent", daemon=True
     ).start()
-    loop = ChildLoop()
+    loop = child_loop(reading)
     asyncio.set_event_loop(loop)
-    task = loop.create_task(_serve(pipe, memory))
+    task = loop.create_task(_serve(reading, writing, memory))
     code = 0
     try:
         try:
@@ -436,7 +440,7 @@ def main(pipe: int, memory: int) -> None:
     os._exit(code)
 
 
-async def _serve(pipe: int, memory: int) -> None:
-    child = ChildMain(pipe, memory)
+async def _serve(reading: int, writing: int, memory: int) -> None:
+    child = ChildMain(reading, writing, memory)
     await child.over
     await child.channel.drain(_LAST_STOP)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from io import FileIO
 from typing import Any
 
 from ..._texts import describe_exit
@@ -32,11 +33,12 @@ sys.path[:] = about["path"]
 sys.argv[:] = about["argv"]
 del os.environ[about["marker"]]
 from spa_dat.runtime.child._main import main
-main(about["pipe"], about["memory"])
+main(about["reading"], about["writing"], about["memory"])
 """
 # In the environment of a child until it has begun: if it is still there, what was started is not a
 # Python interpreter but the program again, which would start children without end.
 _MARKER = "SPA_DAT_BOOTSTRAP"
+_ROOM = 262_144
 _CLOSING = 1.0
 _LOOK = 0.02
 
@@ -44,8 +46,8 @@ _LOOK = 0.02
 class ChildProcess:
     """One child process of an actor, from its start to its end.
 
-    Nothing listens anywhere: the child inherits its end of a socket pair, and memory that both
-    can read.
+    Nothing listens anywhere: the child inherits its ends of two pipes, and memory that both can
+    read.
 
     Args:
         name: of the actor, for errors.
@@ -75,10 +77,15 @@ class ChildProcess:
             try:
                 self.progress = Progress()
                 undo.callback(self.progress.close)
-                ours, theirs = socket.socketpair()
-                undo.callback(ours.close)
-                with theirs:
-                    self._process = _launch(name, theirs, self.progress.descriptor)
+                reading, its_writing = _open_pipe()
+                undo.callback(reading.close)
+                with its_writing:
+                    its_reading, writing = _open_pipe()
+                    undo.callback(writing.close)
+                    with its_reading:
+                        self._process = _launch(
+                            name, its_reading, its_writing, self.progress.descriptor
+                        )
             except OSError as error:
                 raise ConfigurationError(
                     f"actor {name!r} has placement='process', and no process can be started:"
@@ -86,7 +93,8 @@ class ChildProcess:
                 ) from error
             undo.pop_all()
         self.channel = Channel(
-            ours,
+            reading,
+            writing,
             FromChild,
             received,
             self._pipe_ended,
@@ -172,7 +180,16 @@ class ChildProcess:
             self.channel.close()
 
 
-def _launch(name: str, pipe: socket.socket, memory: int) -> subprocess.Popen[bytes]:
+def _open_pipe() -> tuple[FileIO, FileIO]:
+    reading, writing = os.pipe()
+    # A payload that does not go by shared memory fits, where the operating system allows it.
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _ROOM)
+    return FileIO(reading, "rb"), FileIO(writing, "wb")
+
+
+def _launch(name: str, reading: FileIO, writing: FileIO, memory: int) -> subprocess.Popen[bytes]:
     executable = sys.executable
     if not executable or _MARKER in os.environ or getattr(sys, "frozen", False):
         raise ConfigurationError(
@@ -183,7 +200,8 @@ def _launch(name: str, pipe: socket.socket, memory: int) -> subprocess.Popen[byt
     first = {
         "path": [entry or os.getcwd() for entry in sys.path],
         "argv": sys.argv,
-        "pipe": pipe.fileno(),
+        "reading": reading.fileno(),
+        "writing": writing.fileno(),
         "memory": memory,
         "marker": _MARKER,
     }
@@ -197,7 +215,7 @@ def _launch(name: str, pipe: socket.socket, memory: int) -> subprocess.Popen[byt
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         return subprocess.Popen(  # noqa: S603 (a command of ours)
             [executable, *flags, "-c", _BOOTSTRAP],
-            pass_fds=(pipe.fileno(), memory),
+            pass_fds=(reading.fileno(), writing.fileno(), memory),
             env={**os.environ, _MARKER: "1"},
             stdin=reader,
         )

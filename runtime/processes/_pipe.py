@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import struct
 from collections.abc import Callable
+from io import FileIO
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakSet
@@ -41,13 +41,14 @@ def _encoded(value: Any) -> Any:
 
 
 class Channel:
-    """Sends and receives frames over one end of a socket pair; used on its event loop only.
+    """Sends and receives frames over a pair of pipes; used on its event loop only.
 
     Frames that are sent in one turn of the loop go out together. In a process that is forked off it
     sends nothing: what is gathered would be sent twice.
 
     Args:
-        end: the socket, which it closes at the end.
+        reading: the end of one pipe, which it closes at the end.
+        writing: the end of the other one, likewise.
         kind: what comes in: a union of tagged structs.
         received: called with each frame.
         ended: called once, when nothing more comes in: with None at the other side's end, else
@@ -58,15 +59,20 @@ class Channel:
 
     def __init__(
         self,
-        end: socket.socket,
+        reading: FileIO,
+        writing: FileIO,
         kind: Any,
         received: Callable[[Any], None],
         ended: Callable[[BaseException | None], None],
         outgoing: Arena,
         incoming: Arena,
     ) -> None:
-        end.setblocking(False)
-        self._socket = end
+        for end in (reading, writing):
+            os.set_blocking(end.fileno(), False)
+        self._reading = reading
+        self._writing = writing
+        self._read_into = reading.readinto
+        self._write = writing.write
         self._loop = asyncio.get_running_loop()
         self._decode = msgspec.msgpack.Decoder(kind).decode
         self._encode_into = msgspec.msgpack.Encoder(enc_hook=_encoded).encode_into
@@ -83,7 +89,7 @@ class Channel:
         self._blocked = False
         self._drained: asyncio.Future[None] | None = None
         self._closed = False
-        self._loop.add_reader(end, self._read)
+        self._loop.add_reader(reading, self._read)
         _channels.add(self)
 
     @property
@@ -156,25 +162,25 @@ class Channel:
         out = self._out
         while out and not self._closed:
             try:
-                sent = self._socket.send(out)
-            except (BlockingIOError, InterruptedError):
-                if not self._blocked:
-                    self._blocked = True
-                    self._loop.add_writer(self._socket, self.flush)
-                return
+                sent = self._write(out)
             except OSError as error:
                 out.clear()
                 if not isinstance(error, ConnectionError):
                     # Not the other side's end, which reading tells: somebody has closed it here.
                     self._end(error)
                 break
+            if sent is None:
+                if not self._blocked:
+                    self._blocked = True
+                    self._loop.add_writer(self._writing, self.flush)
+                return
             if sent == len(out):
                 out.clear()
             else:
                 del out[:sent]
         if self._blocked:
             self._blocked = False
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_writer(self._writing)
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
@@ -202,22 +208,20 @@ class Channel:
         self._closed = True
         if self._flushing is not None:
             self._flushing.cancel()
-        self._loop.remove_reader(self._socket)
+        self._loop.remove_reader(self._reading)
         if self._blocked:
-            self._loop.remove_writer(self._socket)
-        self._socket.close()
+            self._loop.remove_writer(self._writing)
+        self._reading.close()
+        self._writing.close()
 
     def _read(self) -> bool:
         """Take what has come in; False when there was nothing."""
         try:
-            size = self._socket.recv_into(self._room)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except ConnectionError:
-            # The other side ended before it has read all.
-            size = 0
+            size = self._read_into(self._room)
         except OSError as error:
             self._end(error)
+            return False
+        if size is None:
             return False
         if not size:
             self._end(None if not self._in else BrokenFrame("it ended in the middle of a frame"))
@@ -283,7 +287,7 @@ class Channel:
 
     def _end(self, error: BaseException | None) -> None:
         if not self._closed:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._reading)
             self._ended(error)
 
 

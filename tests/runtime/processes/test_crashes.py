@@ -9,7 +9,6 @@ import errno
 import mmap
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -223,10 +222,10 @@ async def test_a_process_that_ends_beside_its_messages_is_replaced(
 
 
 def lack_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_pair(*args: object) -> None:
+    def no_pipe() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(socket, "socketpair", no_pair)
+    monkeypatch.setattr(os, "pipe", no_pipe)
 
 
 def lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

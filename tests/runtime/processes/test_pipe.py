@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
-import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from typing import Any
 
 import msgspec
@@ -19,15 +20,18 @@ from support.waiting import eventually
 
 
 class Pair:
-    """A channel, the bare socket at its other end, and what the channel has received."""
+    """A channel, the bare pipes at its other end, and what the channel has received."""
 
     def __init__(self) -> None:
-        ours, self.theirs = socket.socketpair()
-        self.theirs.setblocking(False)
+        ours, theirs = os.pipe(), os.pipe()
+        self.out, self.into = FileIO(ours[0], "rb"), FileIO(theirs[1], "wb")
+        for end in (self.out, self.into):
+            os.set_blocking(end.fileno(), False)
         self.received: list[Any] = []
         self.ends: list[BaseException | None] = []
         self.channel = Channel(
-            ours,
+            FileIO(theirs[0], "rb"),
+            FileIO(ours[1], "wb"),
             ToChild,
             self.received.append,
             self.ends.append,
@@ -37,10 +41,7 @@ class Pair:
 
     def sent(self) -> bytes | None:
         """Return what has come out at the other end by now; None when nothing has."""
-        try:
-            return self.theirs.recv(2**20)
-        except BlockingIOError:
-            return None
+        return self.out.read(2**20)
 
 
 @contextmanager
@@ -50,12 +51,40 @@ def pair() -> Iterator[Pair]:
         yield made
     finally:
         made.channel.close()
-        made.theirs.close()
+        made.out.close()
+        made.into.close()
 
 
 def frame(*numbers: int) -> bytes:
     body = msgspec.msgpack.encode((tag_of(Confirmed), numbers))
     return struct.pack("!I", len(body)) + body
+
+
+async def test_what_the_pipe_has_no_room_for_follows_when_it_is_read() -> None:
+    with pair() as one:
+        numbers = [*range(100_000)]
+        one.channel.send(Confirmed(numbers), at_once=True)
+        one.channel.send(Confirmed([7]), at_once=True)
+        assert one.channel.pending
+        came = bytearray()
+
+        def all_came() -> bool:
+            came.extend(one.sent() or b"")
+            return not one.channel.pending
+
+        await eventually(all_came)
+        came.extend(one.sent() or b"")
+        assert bytes(came) == frame(*numbers) + frame(7)
+
+
+async def test_what_is_sent_to_an_end_that_is_gone_is_dropped() -> None:
+    with pair() as one:
+        one.out.close()
+        one.channel.send(Confirmed([1]), at_once=True)
+        assert one.channel.pending == 0
+        one.into.close()
+        await eventually(lambda: one.ends)
+    assert one.ends == [None]
 
 
 async def test_what_is_sent_at_once_takes_with_it_what_was_gathered() -> None:
@@ -79,7 +108,7 @@ async def test_frames_arrive_whole_in_whatever_pieces_they_come(seed: int) -> No
         at = 0
         while at < len(stream):
             piece = stream[at : at + chance.choice([1, 3, 5, 1_000, 100_000])]
-            at += one.theirs.send(piece)
+            at += one.into.write(piece) or 0
             await eventually(lambda: not one.channel._read())
         assert [len(got.numbers) for got in one.received] == sizes
         assert one.received == [Confirmed(list(range(size))) for size in sizes]
@@ -98,8 +127,8 @@ async def test_what_the_other_end_cannot_have_written_ends_the_channel(
     bytes_: bytes, why: str
 ) -> None:
     with pair() as one:
-        one.theirs.send(frame(7) + bytes_)
-        one.theirs.shutdown(socket.SHUT_WR)
+        one.into.write(frame(7) + bytes_)
+        one.into.close()
         await eventually(lambda: one.ends)
         (error,) = one.ends
         assert isinstance(error, BrokenFrame | msgspec.MsgspecError)
