@@ -14,6 +14,10 @@ from ._delivery import Delivery, Tracker
 __all__ = ["Outcome", "OwnDelivery", "Refused", "Unit"]
 
 
+# Copying more costs more than a list.
+_FEW = 16
+
+
 class Outcome(msgspec.Struct, eq=False):
     """What handling one message has come to: kept with its acknowledgement, or not at all.
 
@@ -24,13 +28,14 @@ class Outcome(msgspec.Struct, eq=False):
         key: the key whose state has changed; None if none has.
         value: what is kept of that key from now on; None for nothing.
         wake: when something is to be done with that key, in seconds since 1970; None for never.
-        size: the bytes of the outputs, as whoever has it counts them.
+        size: the bytes of the outputs, as the bus counts them; once it is noted, with the value.
         after: of which message of its key it comes behind, or is, in the terms of the unit.
         behind: whose message that is, likewise.
     """
 
-    outputs: list[object] = []
-    # No lists: thousands of outcomes wait for a commit, and most have nothing to call.
+    # No lists: thousands of outcomes wait for a commit, and the garbage collector looks at lists
+    # again and again.
+    outputs: Sequence[object] = ()
     committed: tuple[Callable[[], None], ...] = ()
     dropped: tuple[Callable[[], None], ...] = ()
     key: str | None = None
@@ -40,9 +45,20 @@ class Outcome(msgspec.Struct, eq=False):
     after: int = -1
     behind: object = None
 
+    def add(self, output: object, size: int) -> None:
+        """Add something that is published, and its bytes."""
+        outputs = self.outputs
+        if isinstance(outputs, list):
+            outputs.append(output)
+        elif len(outputs) < _FEW:
+            self.outputs = (*outputs, output)
+        else:
+            self.outputs = [*outputs, output]
+        self.size += size
+
     def drop(self) -> None:
         """Forget all of it: the attempt has failed."""
-        self.outputs.clear()
+        self.outputs = ()
         self.committed = ()
         self.key = self.value = self.wake = None
         dropped, self.dropped = self.dropped, ()

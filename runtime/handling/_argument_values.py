@@ -39,11 +39,13 @@ class ProducerScope:
         outcome: whom to tell what has become of the call; None if it goes through no middleware.
     """
 
-    outcome: OutcomeCallbacks[CallOutcome] | None = None
+    # Each message needs one.
+    __slots__ = ("_attempt", "_deadline", "_handler", "_owner", "outcome")
 
     def __init__(
         self, owner: HandlingLane, handler: Handler, deadline: float | None = None
     ) -> None:
+        self.outcome: OutcomeCallbacks[CallOutcome] | None = None
         self._owner = owner
         self._handler = handler
         self._deadline = deadline
@@ -136,6 +138,8 @@ class MessageScope(ProducerScope):
         deadline: loop time at which the attempt is cut off.
     """
 
+    __slots__ = ("_delivery", "_turn")
+
     def __init__(
         self,
         owner: HandlingLane,
@@ -144,7 +148,11 @@ class MessageScope(ProducerScope):
         turn: Turn,
         deadline: float | None,
     ) -> None:
-        super().__init__(owner, handler, deadline)
+        # As that of the base class, without the cost of a call.
+        self.outcome = None
+        self._owner = owner
+        self._handler = handler
+        self._deadline = deadline
         self._delivery = delivery
         self._turn = turn
         self._attempt = delivery.attempts + 1

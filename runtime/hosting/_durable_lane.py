@@ -114,8 +114,7 @@ class DurableLane(KeyedLane, abc.ABC):
         cell, turn = self.cell, current_turn.get()
         assert cell is not None
         assert turn is not None
-        assert turn.delivery is not None
-        return cell, turn, turn.delivery
+        return cell, turn, self.item
 
     def _undo(self, cell: KeyCell) -> None:
         """Forget what a failed attempt has made of the state of a key; it is loaded again."""

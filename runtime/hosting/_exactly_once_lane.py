@@ -93,5 +93,5 @@ class ExactlyOnceLane(OutcomeLane):
 class _OutcomeSocket(RecordingSocket):
     """The socket of a lane, which records what a handler publishes until it is committed."""
 
-    def _recorded(self, envelope: Envelope) -> bool:
-        return recorded(self._connection, envelope)
+    def _recorder(self) -> Callable[[Envelope], bool]:
+        return partial(recorded, self._connection)

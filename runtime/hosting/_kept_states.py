@@ -14,7 +14,7 @@ from ..messaging._turn import Effects
 from ..options._retry_policy import Reject
 from ..payloads._codec import JSON, encode_as
 from ..payloads._type_readers import type_name
-from ._key_records import KeyRecord, Reminder
+from ._key_records import NO_REMINDERS, KeyRecord, Reminder
 from ._keyed_mailbox import KeyCell
 from ._reminders import ReminderDelivery
 from ._state_reader import StateReader
@@ -106,19 +106,9 @@ class KeptStates:
             message: what the message is known by; None if it is not to be known again.
         """
         saved = cell.saved
-        reminders = {} if saved is None or effects.deletes else dict(saved.reminders)
-        if fired is not None:
-            reminders.pop(fired.name, None)
-        for name, reminder in effects.reminders.items():
-            if reminder is None:
-                reminders.pop(name, None)
-            elif fired is not None and (name, reminder[0]) == (fired.name, fired.due):
-                # Another time, so that it is another message.
-                due, payload, content_type = reminder
-                later = math.nextafter(due, math.inf)
-                reminders[name] = Reminder(later, payload, content_type)
-            else:
-                reminders[name] = Reminder(*reminder)
+        reminders: Mapping[str, Reminder] = NO_REMINDERS
+        if effects.reminders or (saved is not None and saved.reminders):
+            reminders = _reminders(saved, effects, fired)
         state = None if effects.deletes else self._encoded(cell)
         handled = self._handled(saved, message) if self.dedupe is not None else ()
         if state is None and not reminders and not handled:
@@ -169,6 +159,26 @@ class KeptStates:
                 size,
             )
         return state
+
+
+def _reminders(
+    saved: KeyRecord | None, effects: Effects, fired: ReminderDelivery | None
+) -> Mapping[str, Reminder]:
+    """Return the reminders of a key after a message; the arguments are those of `changed`."""
+    reminders = {} if saved is None or effects.deletes else dict(saved.reminders)
+    if fired is not None:
+        reminders.pop(fired.name, None)
+    for name, reminder in effects.reminders.items():
+        if reminder is None:
+            reminders.pop(name, None)
+        elif fired is not None and (name, reminder[0]) == (fired.name, fired.due):
+            # Another time, so that it is another message.
+            due, payload, content_type = reminder
+            later = math.nextafter(due, math.inf)
+            reminders[name] = Reminder(later, payload, content_type)
+        else:
+            reminders[name] = Reminder(*reminder)
+    return reminders
 
 
 def _named(cell: KeyCell) -> str:

@@ -11,7 +11,7 @@ from ..._texts import quoted
 from ...errors import StateUnreadable
 from ...transports._state_store import StoredKey
 
-__all__ = ["KeyRecord", "Reminder", "read_record"]
+__all__ = ["NO_REMINDERS", "KeyRecord", "Reminder", "read_record"]
 
 _FORMAT = 1
 
@@ -30,7 +30,8 @@ class Reminder(msgspec.Struct, frozen=True, gc=False, array_like=True):
     content_type: str | None = None
 
 
-_NO_REMINDERS: Mapping[str, Reminder] = MappingProxyType({})
+NO_REMINDERS: Mapping[str, Reminder] = MappingProxyType({})
+"""Those of most keys."""
 
 
 class KeyRecord(msgspec.Struct, frozen=True, gc=False):
@@ -49,7 +50,7 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
     version: int
     changed: float
     revision: int = 0
-    reminders: Mapping[str, Reminder] = _NO_REMINDERS
+    reminders: Mapping[str, Reminder] = NO_REMINDERS
     handled: tuple[bytes, ...] = ()
 
     def is_set(self, name: str, due: float) -> bool:
@@ -126,6 +127,6 @@ def read_record(stored: StoredKey, key: str) -> KeyRecord:
         read.version,
         read.changed,
         stored.revision,
-        read.reminders or _NO_REMINDERS,
+        read.reminders or NO_REMINDERS,
         read.handled,
     )

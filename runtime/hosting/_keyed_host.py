@@ -77,6 +77,7 @@ class KeyedHost:
         alarms: wake the keys of a durable actor; None for any other.
         reminders: those of a durable actor that are due; None for any other.
         units: those that a durable actor's keys belong to, on a bus with transactions; else None.
+        burst: how many messages all lanes together may take before the event loop gets a turn.
         making_timers: held while a key gets timers.
 
     Args:
@@ -99,8 +100,7 @@ class KeyedHost:
         self._free = self._places = options.places
         # Lanes that were told of work and have not taken it yet; each has a place.
         self._assigned = 0
-        # How many messages may be taken before the event loop gets a turn.
-        self._burst = BURST
+        self.burst: int = BURST
         self._idle: list[KeyedLane] = []
         self._waiters: deque[asyncio.Future[None]] = deque()
         self.state: HostState = HostState.RUNNING
@@ -285,18 +285,13 @@ class KeyedHost:
     def take(self) -> tuple[KeyCell, Any] | None:
         """Return what a lane that was told of work is to handle; None if it was taken back."""
         self._assigned -= 1
-        self._burst -= 1
-        if not self._burst:
+        self.burst -= 1
+        if not self.burst:
             self._loop.call_soon(self._begin_turn)
         return self.mailbox.take()
 
     def _begin_turn(self) -> None:
-        self._burst = BURST
-
-    @property
-    def turn_is_over(self) -> bool:
-        """Whether all lanes together have handled as much as one actor may without a pause."""
-        return self._burst <= 0
+        self.burst = BURST
 
     def take_back(self, lane: KeyedLane) -> None:
         """Note that a lane that was told of work ends without taking it."""
@@ -349,10 +344,11 @@ class KeyedHost:
         """
         if lane.has_place and not self._waiters and self.state is not _PAUSED:
             if len(self.mailbox.ready) > self._assigned:
+                self._assigned += 1
                 if lane.local.closed:
-                    self._assigned += 1
                     return True
-                self._assign(lane)
+                # As in `_assign`; the lane is running, so nobody has to wake it.
+                lane.local.items.append(WORK)
                 return False
         elif not lane.has_place and lane.local.closed and len(self.mailbox.ready) > self._assigned:
             # Nobody else may be left for it.

@@ -101,7 +101,7 @@ class KeyedSource:
         host, lane = self._host, self._lane
         goes_on = True
         while goes_on:
-            if host.turn_is_over:
+            if host.burst <= 0:
                 try:
                     await asyncio.sleep(0)
                 except BaseException:
@@ -137,7 +137,10 @@ class KeyedSource:
                 self._put_down(cell)
                 host.leave_work(lane)
                 raise
-            self._put_down(cell)
+            # `_put_down`, without the cost of a call.
+            lane.cell = lane.item = None
+            self.current = ()
+            host.done(cell)
             goes_on = host.next_work(lane)
 
     def _put_down(self, cell: KeyCell) -> None:
@@ -358,9 +361,9 @@ class KeyedLane(Lane):
 
     # Messages.
 
-    def receive_other(self, instance: Any, item: Any) -> Coroutine[Any, Any, None]:
+    def _receive(self) -> Callable[[Any, Any], Awaitable[None]]:
         """As in `Lane`: there are no other items than those of its source."""
-        return self.work_source.receive(instance, item)
+        return self.work_source.receive
 
     async def make_call(self, cell: KeyCell, call: ScheduledCall) -> None:
         """Make a call that a key has scheduled, unless its state was forgotten since."""

@@ -11,6 +11,7 @@ from ...actors import Mailbox
 
 if TYPE_CHECKING:
     from ...transports._tenures import Tenure
+    from ...transports._units import Unit
     from ._key_records import KeyRecord
     from ._timers import Timers
 
@@ -52,7 +53,8 @@ class KeyCell:
         stage: its stage, changed by the mailbox.
         state: the state of the key; `UNSET` until it is made, and always for a class.
         instance: the instance of the actor's class; None for a function, and until it is made.
-        queue: what waits in it, in order; None if nothing does.
+        queue: what waits in it, in order; None if nothing does. Most have one item, and a deque for
+            that costs more than all that is done with it.
         unsettled: how many messages were handled and are not known to be settled.
         timers: the calls that its code has scheduled; None if there were none.
         saved: what a durable actor keeps of it; None if that is nothing.
@@ -80,12 +82,12 @@ class KeyCell:
         self.stage: KeyStage = KeyStage.IDLE
         self.state: Any = UNSET
         self.instance: Any = None
-        self.queue: deque[Any] | None = None
+        self.queue: list[Any] | None = None
         self.unsettled: int = 0
         self.timers: Timers | None = None
         self.saved: KeyRecord | None = None
         self.tenure: Tenure | None = None
-        self.unit: object = None
+        self.unit: Unit | None = None
         self.life: object = None
 
     def become(self, stage: KeyStage) -> None:
@@ -207,9 +209,9 @@ class KeyedMailbox(Mailbox):
     def put_first(self, cell: KeyCell, item: Any) -> None:
         """Put something in front of everything else in a cell, without having it taken yet."""
         if cell.queue is None:
-            cell.queue = deque((item,))
+            cell.queue = [item]
         else:
-            cell.queue.appendleft(item)
+            cell.queue.insert(0, item)
         self._added(cell)
 
     def extract(self, predicate: Callable[[Any], bool]) -> list[Any]:
@@ -218,7 +220,7 @@ class KeyedMailbox(Mailbox):
         for cell in (*self._at_work, *self.ready):
             if cell.queue is None:
                 continue
-            left: deque[Any] = deque()
+            left: list[Any] = []
             for item in cell.queue:
                 (taken if predicate(item) else left).append(item)
             cell.queue = left or None
@@ -240,7 +242,7 @@ class KeyedMailbox(Mailbox):
         cell = self.ready.popleft()
         queue = cell.queue
         assert queue is not None
-        item = queue.popleft()
+        item = queue.pop(0)
         if not queue:
             cell.queue = None
         cell.become(_AT_WORK)
@@ -272,7 +274,7 @@ class KeyedMailbox(Mailbox):
         if cell is None:
             cell = self.cells[key] = KeyCell(key)
         if cell.queue is None:
-            cell.queue = deque((item,))
+            cell.queue = [item]
             if cell.stage is _IDLE:
                 cell.become(_WAITING)
                 self.ready.append(cell)
@@ -282,7 +284,7 @@ class KeyedMailbox(Mailbox):
 
     def _append(self, cell: KeyCell, item: Any) -> None:
         if cell.queue is None:
-            cell.queue = deque((item,))
+            cell.queue = [item]
         else:
             cell.queue.append(item)
         self._added(cell)

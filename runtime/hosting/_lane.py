@@ -187,7 +187,7 @@ class Lane:
         """Begin to start it; `started` waits until it is up."""
         self.resources = dict(resources)
         self._thread.start()
-        observer, receive = self._run.observer, self.processor.receive
+        observer, receive = self._run.observer, self._receive()
         self._ref = self._run.system.spawn(
             self._make_instance,
             name=self.name,
@@ -199,6 +199,10 @@ class Lane:
             alias=self.alias,
         )
         return self._ref
+
+    def _receive(self) -> Callable[[Any, Any], Awaitable[None]]:
+        """Return what handles the items of its mailbox, with its instance."""
+        return self.processor.receive
 
     def _make_instance(self) -> Actor:
         self.generation = object()

@@ -11,7 +11,7 @@ from ...transports import Delivery, Envelope, on_outcome
 from ...transports._delegating_bus import DelegatingBus
 from ...transports._units import Outcome, OwnDelivery, Unit
 from ..messaging._bus_connection import BusConnection
-from ..messaging._recording_socket import size_with
+from ..messaging._recording_socket import MUCH_OUTPUT, size_with
 from ..messaging._sent_replies import Replies
 from ..messaging._turn import current_turn
 from ..options._retry_policy import Reject
@@ -76,8 +76,11 @@ def recorded(connection: BusConnection, envelope: Envelope, *, outputs: bool = T
     if turn.is_reply(envelope.topic):
         turn.outcome.committed += (partial(_send, connection, envelope),)
     elif outputs:
-        turn.outcome.size = size_with(turn.outcome.size, envelope)
-        connection.bus.add_output(turn.outcome, envelope)
+        outcome = turn.outcome
+        if outcome.size + len(envelope.payload) > MUCH_OUTPUT:
+            # Hardly any message gets here, and those that do not are below every limit.
+            size_with(outcome.size, envelope)
+        connection.bus.add_output(outcome, envelope)
     else:
         return False
     connection.recorded(envelope)

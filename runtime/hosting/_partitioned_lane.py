@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -93,7 +93,8 @@ class PartitionedLane(OutcomeLane, DurableLane):
                 " committed: publish it on its topic"
             )
         refuse_again(unit, delivery)
-        self._check_key(cell, delivery.envelope)
+        if delivery.envelope.key != cell.key:
+            self._refuse_key(cell, delivery.envelope)
         return unit
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
@@ -107,7 +108,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
 
     def _noting(self, function: Callable[..., Any], handler: Handler) -> Callable[..., Any]:
         async def call(**arguments: Any) -> None:
-            await self._note(partial(function, **arguments), handler)
+            await self._note(handler, function, arguments)
 
         return call
 
@@ -129,9 +130,11 @@ class PartitionedLane(OutcomeLane, DurableLane):
                 cell.saved = self.kept.read(StoredKey(stored, 0), cell.key)
             cell.unit = unit
         call = partial(KeyedLane.invoke, self, instance, index, arguments, scope)
-        return await self._note(call, self.handlers[index])
+        return await self._note(self.handlers[index], call, {})
 
-    async def _note(self, call: Callable[[], Awaitable[Any]], handler: Handler) -> Any:
+    async def _note(
+        self, handler: Handler, call: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]
+    ) -> Any:
         """Call a handler, and note what it has come to."""
         cell, turn, delivery = self._at_work()
         unit = self._unit_of(cell, delivery)
@@ -149,7 +152,7 @@ class PartitionedLane(OutcomeLane, DurableLane):
         effects, outcome = turn.effects, turn.outcome = Effects(), Outcome()
         outcome.dropped += (partial(self._undo, cell),)
         try:
-            result = await call()
+            result = await call(**arguments)
             if result is not None:
                 refuse_unrun(result, handler.injection.name)
             turn.refuse_failure()
@@ -263,13 +266,12 @@ class PartitionedLane(OutcomeLane, DurableLane):
             " that this instance has: send a request to the key, which goes to whoever has it"
         )
 
-    def _check_key(self, cell: KeyCell, envelope: Envelope) -> None:
-        if envelope.key != cell.key:
-            raise WrongKey(
-                f"the key of the record is {quoted(envelope.key)}, and that of its address is"
-                f" {quoted(cell.key, 200)}: the key decides on the partition, so whoever publishes"
-                " it has to give it, as KafkaTopic(key=...) does"
-            )
+    def _refuse_key(self, cell: KeyCell, envelope: Envelope) -> NoReturn:
+        raise WrongKey(
+            f"the key of the record is {quoted(envelope.key)}, and that of its address is"
+            f" {quoted(cell.key, 200)}: the key decides on the partition, so whoever publishes"
+            " it has to give it, as KafkaTopic(key=...) does"
+        )
 
 
 async def _all(posts: list[asyncio.Future[None]]) -> None:
@@ -279,9 +281,5 @@ async def _all(posts: list[asyncio.Future[None]]) -> None:
 class _KeyedOutcomeSocket(RecordingSocket, KeyedSocket):
     """The socket of a lane, which records what a handler publishes until it is committed."""
 
-    def __init__(self, *args: Any, lane: KeyedLane) -> None:
-        super().__init__(*args, lane=lane)
-        self._outputs = lane.options.exactly_once
-
-    def _recorded(self, envelope: Envelope) -> bool:
-        return recorded(self._connection, envelope, outputs=self._outputs)
+    def _recorder(self) -> Callable[[Envelope], bool]:
+        return partial(recorded, self._connection, outputs=self._lane.options.exactly_once)

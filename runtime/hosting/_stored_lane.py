@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -243,7 +243,10 @@ class StoredLane(DurableLane):
 class _StoringSocket(RecordingSocket, KeyedSocket):
     """The socket of one lane, which records what a handler publishes until it has succeeded."""
 
-    def _recorded(self, envelope: Envelope) -> bool:
+    def _recorder(self) -> Callable[[Envelope], bool]:
+        return self._record
+
+    def _record(self, envelope: Envelope) -> bool:
         turn: Turn | None = current_turn.get()
         if turn is None or not turn.active or turn.effects is None:
             return False

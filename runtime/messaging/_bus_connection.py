@@ -36,7 +36,13 @@ from ..payloads._codec import encode
 from ._carried_headers import with_carried
 from ._limited_posts import LimitedPosts
 from ._message import NO_HEADERS
-from ._outgoing_message import OutgoingMessage, check_message, check_response_topic, encoded
+from ._outgoing_message import (
+    OutgoingMessage,
+    check_message,
+    check_response_topic,
+    encoded,
+    is_plain,
+)
 from ._request_deadlocks import CHAIN_HEADER
 from ._requests import MOST_REPLIES, Requests
 from ._sent_replies import Replies, ReplyAddresses
@@ -303,8 +309,10 @@ class BusConnection:
             if not isinstance(given, Mapping):
                 raise ConfigurationError(f"headers={given!r}: give a dict of str to str")
             headers.update(given)
-        check_message(message, headers, null_headers=self.provider.null_headers)
-        nulls = _without_value(headers) if headers else ()
+        nulls: tuple[tuple[str, None], ...] = ()
+        if headers or not is_plain(message):
+            check_message(message, headers, null_headers=self.provider.null_headers)
+            nulls = _without_value(headers) if headers else ()
         response_topic, correlation = message.response_topic, None
         if request is not None:
             response_topic, correlation, chain = request

@@ -27,6 +27,7 @@ __all__ = [
     "check_message",
     "check_response_topic",
     "encoded",
+    "is_plain",
     "message_meant",
     "outgoing_message",
     "topic_meant",
@@ -271,6 +272,22 @@ def check_response_topic(address: str) -> None:
         check_topic(address)
     except ConfigurationError as error:
         raise ConfigurationError(f"response_topic: {error}") from None
+
+
+def is_plain(message: OutgoingMessage) -> bool:
+    """Return whether a message has no options, so that `check_message` has only headers to check.
+
+    Most have none.
+    """
+    return (
+        message.qos is None
+        and message.expiry is None
+        and message.key is None
+        and message.content_type is None
+        and message.type is None
+        and message.response_topic is None
+        and message.retain is False
+    )
 
 
 def check_message(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..._texts import quoted
@@ -10,10 +11,12 @@ from ...transports import Envelope
 from ...transports._outbox import size_of
 from ._socket import Socket
 
-__all__ = ["RecordingSocket", "size_with"]
+__all__ = ["MUCH_OUTPUT", "RecordingSocket", "size_with"]
 
 # Bytes that one message may publish, with so many for each besides its own.
 _MOST_OUTPUT = 67_108_864
+MUCH_OUTPUT = 16_777_216
+"""Bytes that a message may publish before anybody looks closely."""
 _FOR_EACH_OUTPUT = 1_000
 
 
@@ -27,11 +30,12 @@ class RecordingSocket(Socket):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._recorded = self._recorder()
         self._send = self._record_or_send
         self._post = self._record_or_post
 
-    def _recorded(self, envelope: Envelope) -> bool:
-        """Record what is published; return whether it was."""
+    def _recorder(self) -> Callable[[Envelope], bool]:
+        """Return a function that records what is published, and returns whether it has."""
         raise NotImplementedError
 
     async def _record_or_send(self, envelope: Envelope, *, timeout: float) -> None:

@@ -130,6 +130,8 @@ def encode(value: object) -> tuple[bytes, str | None]:
         EncodeError: the value, or something in it, cannot be represented in JSON; neither can nan
             and the infinities.
     """
+    if type(value) is bytes:
+        return value, BINARY
     if value is None or isinstance(value, Tombstone):
         return b"", None
     if isinstance(value, _RAW):
@@ -154,7 +156,8 @@ def encode_as(value: object, content_type: str) -> bytes:
         EncodeError: as `encode` does.
     """
     if (
-        not isinstance(content_type, str)
+        content_type == JSON
+        or not isinstance(content_type, str)
         or format_of(content_type) is not _MESSAGEPACK
         or isinstance(value, (*_RAW, Tombstone))
         or value is Tombstone
@@ -329,7 +332,11 @@ class Decoder(Generic[T]):
         """
         if self.is_identity:
             return payload  # type: ignore[return-value]
-        form = _UNSTATED if content_type is None else format_of(content_type)
+        if content_type is None:
+            form = _UNSTATED
+        else:
+            # Most payloads, without the cost of a call.
+            form = _JSON if content_type == JSON else format_of(content_type)
         if not payload and self._optional and form in _EMPTY_IS_NONE:
             return None  # type: ignore[return-value]
         # Code of the user's types runs here, which may raise anything.

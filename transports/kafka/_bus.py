@@ -180,10 +180,11 @@ class KafkaBus(Bus):
             record = self._encode(self._wires.packed(envelope))
         else:
             record = self._encode(envelope)
-        outcome.outputs.append(record)
+        outcome.add(record, record.size)
 
     def add_removal(self, outcome: Outcome, letter: Envelope) -> None:
-        outcome.outputs.append(self._encode(_removed(letter)))
+        record = self._encode(_removed(letter))
+        outcome.add(record, record.size)
 
     async def unpark(self, letter: Envelope, *, timeout: float) -> None:
         removed = _removed(letter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
@@ -81,7 +81,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     name: str
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes | None]]
+    headers: Sequence[tuple[str, bytes | None]]
     timestamp: int | None
     is_reply: bool = False
     size: int = 0
@@ -142,9 +142,21 @@ class RecordCodec:
 
     def _encode(self, envelope: Envelope) -> Record:
         destination = self._names.destination(envelope.topic)
-        headers = _attributes(envelope)
+        identifier, source, kind = envelope.id, envelope.source, envelope.type
+        before, after, size = _attributes(
+            envelope.content_type, source, kind, identifier=bool(identifier)
+        )
+        headers = [*before]
+        if identifier is not None:
+            value = identifier.encode()
+            headers.append(("ce_id", value))
+            size += len(value)
+        headers += after
         if destination.subject is not None:
-            headers.append(("ce_subject", destination.subject.encode()))
+            value = destination.subject.encode()
+            headers.append(("ce_subject", value))
+            size += len(value)
+        usual = len(headers)
         if envelope.response_topic is not None:
             self._add_reply_address(envelope, headers)
         elif destination.correlation is not None:
@@ -155,13 +167,12 @@ class RecordCodec:
             headers.append(("correlation_id", envelope.headers[CORRELATION_ID].encode()))
         if envelope.expiry is not None:
             headers.append(("ttl_ms", b"%d" % max(1, round(envelope.expiry * 1000))))
-        size = _OVERHEAD + len(envelope.payload)
+        size += _OVERHEAD + len(envelope.payload)
+        if len(headers) > usual:
+            size += sum(len(text or b"") for _, text in headers[usual:])
         if envelope.headers or envelope.raw_headers:
             bound = destination.subject is not None
             size += _add_headers(envelope, headers, _ATTRIBUTES_OF_BOUND if bound else _ATTRIBUTES)
-        for _, value in headers:
-            if value is not None:
-                size += len(value)
         key = destination.key if envelope.key is None else envelope.key
         raw_key = envelope.raw_key
         if raw_key is None and key is not None:
@@ -180,7 +191,8 @@ class RecordCodec:
             destination.name,
             raw_key,
             None if envelope.tombstone else envelope.payload,
-            headers,
+            # Thousands may wait, and the garbage collector leaves tuples alone.
+            tuple(headers),
             None if time is None else round(time * 1000),
             destination.correlation is not None
             or (envelope.correlation is not None and envelope.response_topic is None)
@@ -215,11 +227,14 @@ class RecordCodec:
             topic = self._plain_topic(record.topic)
         key = record.key
         value = record.value
-        if topic is not None and not record.headers:
+        if not record.headers:
+            text = None if key is None else key.decode("utf-8", "backslashreplace")
+            if topic is None:
+                topic = self._names.topic(record.topic, text, "", record.offset)
             return Envelope(
                 topic=topic,
                 payload=b"" if value is None else value,
-                key=None if key is None else key.decode("utf-8", "backslashreplace"),
+                key=text,
                 time=record.timestamp / 1000,
                 redelivered=redelivered,
                 partition=record.partition,
@@ -346,27 +361,42 @@ class RecordCodec:
         return _text(subject) or address, correlation
 
 
-def _attributes(envelope: Envelope) -> list[tuple[str, bytes | None]]:
-    """Return the headers for what CloudEvents has attributes for, other than topic and key."""
-    headers: list[tuple[str, bytes | None]] = []
-    identifier, source, kind = envelope.id, envelope.source, envelope.type
-    if envelope.content_type is not None:
-        headers.append(_header("content-type", envelope.content_type))
+_Headers = tuple[tuple[str, bytes | None], ...]
+
+
+@functools.lru_cache(256)
+def _attributes(
+    content_type: str | None, source: str | None, kind: str | None, *, identifier: bool
+) -> tuple[_Headers, _Headers, int]:
+    """Return the headers that hardly change from one message to the next, and their bytes.
+
+    They are those for what CloudEvents has attributes for, other than topic and key: those before
+    the id, and those after it.
+
+    Args:
+        content_type: of the message.
+        source: likewise.
+        kind: its type.
+        identifier: whether it has an id.
+    """
+    before: list[tuple[str, bytes | None]] = []
+    after: list[tuple[str, bytes | None]] = []
+    if content_type is not None:
+        before.append(("content-type", content_type.encode()))
     if identifier and source and kind:
-        headers.append(_VERSION)
-    if identifier is not None:
-        headers.append(("ce_id", identifier.encode()))
+        before.append(_VERSION)
     if source is not None:
-        headers.append(_header("ce_source", source))
+        after.append(("ce_source", source.encode()))
     if kind is not None:
-        headers.append(_header("ce_type", kind))
-    return headers
+        after.append(("ce_type", kind.encode()))
+    size = sum(len(value or b"") for _, value in (*before, *after))
+    return tuple(before), tuple(after), size
 
 
 def _add_headers(
     envelope: Envelope, headers: list[tuple[str, bytes | None]], attributes: Mapping[str, str]
 ) -> int:
-    """Append what the sender has attached; return the bytes that names and lengths take at most."""
+    """Append what the sender has attached; return the bytes that it takes at most."""
     raw = envelope.raw_headers
     names = {name for name, _ in raw} if raw else ()
     size = 0
@@ -378,14 +408,17 @@ def _add_headers(
             name.encode()
         name = attributes.get(name, name)
         if name not in names:
-            headers.append((name, value.encode()))
+            text = value.encode()
+            headers.append((name, text))
             # A character takes at most four bytes in UTF-8.
-            size += 4 * len(name) + _OVERHEAD_OF_A_HEADER
+            size += 4 * len(name) + _OVERHEAD_OF_A_HEADER + len(text)
+    if not raw:
+        return size
     attribute_names = attributes.values()
     for pair in raw:
         if pair[0] not in RESERVED_NAMES or pair[0] in attribute_names:
             headers.append(pair)
-            size += 4 * len(pair[0]) + _OVERHEAD_OF_A_HEADER
+            size += 4 * len(pair[0]) + _OVERHEAD_OF_A_HEADER + len(pair[1] or b"")
     return size
 
 
@@ -400,12 +433,6 @@ def size_of_headers(envelope: Envelope) -> int:
 def _text(value: bytes | None) -> str | None:
     """Return the value of a header; None if it is empty."""
     return value.decode("utf-8", "replace") if value else None
-
-
-@functools.lru_cache(256)
-def _header(name: str, text: str) -> tuple[str, bytes]:
-    """Return a header that hardly changes from one message to the next."""
-    return name, text.encode()
 
 
 def check_message(envelope: Envelope) -> None:

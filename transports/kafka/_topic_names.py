@@ -16,7 +16,7 @@ from ._config import KafkaConfig, KafkaTopic
 __all__ = ["SHARED_BY_EPHEMERAL", "Destination", "Names", "Selection", "owner_of_topics"]
 
 _LONGEST = 249
-_MOST_REMEMBERED = 4_096
+_MOST_REMEMBERED = 16_384
 _LEVEL = re.compile(r"[A-Za-z0-9_-]+")
 _DEAD_LETTER = f"{RESERVED}/dead-letter/"
 _REPLY = f"{RESERVED}/reply/"
@@ -265,7 +265,8 @@ class Names:
         """
         bound = self._by_name.get(name)
         if bound is not None:
-            return subject if bound.filter.matches(subject) else _reconstructed(bound, key)
+            told = bool(subject) and bound.filter.matches(subject)
+            return subject if told else _reconstructed(bound, key)
         plain = self.plain_topic(name)
         if plain.startswith(_DEAD_LETTER):
             return subject if subject.startswith(plain + "/") else f"{plain}/{offset}"

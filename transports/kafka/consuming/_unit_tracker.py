@@ -298,7 +298,8 @@ class PartitionUnit(Unit):
         if earlier is not None:
             self.bytes -= earlier.size
         outcomes[delivery.token] = outcome
-        outcome.size = _size_of(outcome)
+        if outcome.value is not None:
+            outcome.size += len(outcome.value)
         self.bytes += outcome.size
         if hurry or self.bytes > _MANY_BYTES:
             self._assignment.hurry()
@@ -328,7 +329,8 @@ class PartitionUnit(Unit):
             outcome.after, outcome.behind = before.after, before.behind
         if outcome.key is not None:
             self.latest[known] = outcome
-        outcome.size = _size_of(outcome)
+        if outcome.value is not None:
+            outcome.size += len(outcome.value)
         self.bytes += outcome.size
         self.own += 1
         # As when a message is settled.
@@ -476,11 +478,6 @@ class PartitionUnit(Unit):
         for own in left:
             if own.lost is not None:
                 own.lost()
-
-
-def _size_of(outcome: Outcome) -> int:
-    size = sum(output.size for output in outcome.outputs if isinstance(output, Record))
-    return size if outcome.value is None else size + len(outcome.value)
 
 
 def source_of(taken: Taken) -> Source:

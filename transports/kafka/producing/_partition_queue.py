@@ -282,7 +282,7 @@ class PartitionQueue:
                 timestamp=record.timestamp,
                 key=record.key,
                 value=record.value,
-                headers=record.headers,
+                headers=list(record.headers),
             )
         except (TypeError, ValueError, OverflowError) as error:
             refusal = PublishRefused(

@@ -25,6 +25,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from ....errors import ConfigurationError, NotAuthorised, PublishRefused, SpaDatError, UnknownTopic
 from .._aiokafka_private import (
+    add_record,
     guard_transactions,
     keep_connections,
     overhear,
@@ -293,6 +294,11 @@ class TransactionalProducer:
             }
             raise TransactionFailed(next(iter(refused.values())), Refusals(errors, certain=True))
         anywhere: dict[str, int] = {}
+        # Thousands of records go to few places.
+        known = {
+            name: [TopicPartition(name, number) for number in range(count)]
+            for name, count in counts.items()
+        }
         places = []
         for record, partition in records:
             name = record.name
@@ -304,7 +310,7 @@ class TransactionalProducer:
                     partition = anywhere.get(name)
                     if partition is None:
                         partition = anywhere[name] = self._choice.randrange(counts[name])
-            places.append(TopicPartition(name, partition))
+            places.append(known[name][partition])
         return places
 
     async def _partitions(self, name: str) -> int:
@@ -366,18 +372,12 @@ class TransactionalProducer:
 
     def _add(self, batch: Any, record: Record, index: int) -> bool:
         try:
-            added = batch.append(
-                timestamp=record.timestamp,
-                key=record.key,
-                value=record.value,
-                headers=record.headers,
-            )
+            return add_record(batch, record.key, record.value, record.headers, record.timestamp)
         except (TypeError, ValueError, OverflowError) as error:
             refusal = PublishRefused(
                 f"the message to topic {record.name!r} cannot be encoded as a record: {error}"
             )
             raise TransactionFailed(error, Refusals({index: refusal}, certain=True)) from error
-        return added is not None
 
     def _refuse(
         self,
