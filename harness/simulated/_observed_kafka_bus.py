@@ -66,6 +66,9 @@ class ObservedKafkaBus(KafkaBus):
         self._make(self._names.selection(subscription.filters).names, self._config.partitions)
         consumer = super().consumer(subscription, receiver)
         self._consumers.append(consumer)
+        sessions = consumer._sessions
+        if isinstance(sessions, GroupMember) and sessions._units is not None and self.owner:
+            self.owner.files.append(sessions._units.abandon)
         return consumer
 
     def _encode(self, envelope: Envelope, *, parking: bool = False) -> Record:

@@ -7,6 +7,7 @@ import contextvars
 import hashlib
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,14 @@ class Life:
     Attributes:
         over: whether it was killed, so that nothing of it may run any more.
         tasks: the tasks that it has started.
+        files: release what it has open, as the system does when a process is killed.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.over = False
         self._killed: asyncio.Future[None] = loop.create_future()
         self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self.files: list[Callable[[], None]] = []
         self.context = contextvars.Context()
         self.context.run(OWNER.set, self)
 
@@ -52,6 +55,8 @@ class Life:
     def end(self) -> None:
         """End it by force."""
         self.over = True
+        for release in self.files:
+            release()
         if not self._killed.done():
             self._killed.set_result(None)
 

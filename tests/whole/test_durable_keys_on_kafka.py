@@ -387,6 +387,29 @@ def test_a_restart_reads_the_snapshot_and_not_the_changelog(snapshots: Path) -> 
         assert counts(harness, "gone")[-1] == 1
 
 
+def test_an_application_that_was_killed_leaves_its_snapshot_to_the_next_one(
+    snapshots: Path,
+) -> None:
+    with Harness(counting()) as harness:
+        for key in ("a", "b", "a"):
+            harness.publish(f"work/{key}", 1)
+        harness.settle()
+        harness.advance(5)
+        harness.crash()
+        harness.advance(0)
+        # Nobody has it open any more.
+        assert in_snapshot(snapshots) == {b"a": 2, b"b": 1}
+        harness.restart()
+        harness.publish("work/a", 1)
+        harness.publish("work/c", 1)
+        harness.settle()
+        assert counts(harness, "a") == [1, 2, 3]
+        harness.advance(5)
+        harness.crash()
+        harness.advance(0)
+        assert in_snapshot(snapshots) == {b"a": 3, b"b": 1, b"c": 1}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_what_was_not_committed_never_gets_into_the_snapshot(
     snapshots: Path, monkeypatch: pytest.MonkeyPatch, seed: int

@@ -436,6 +436,12 @@ class Snapshot:
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
+    def abandon(self) -> None:
+        """Release the file as it is, after everything that uses it was killed."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
     async def _end(self) -> None:
         if self._opening is not None:
             await asyncio.wait((self._opening,))

@@ -101,6 +101,11 @@ class Units:
         if self._snapshot is not None:
             await self._snapshot.close()
 
+    def abandon(self) -> None:
+        """Release the snapshot as it is, after everything that uses it was killed."""
+        if self._snapshot is not None:
+            self._snapshot.abandon()
+
     def check(self, selection: Selection) -> None:
         """Note which topics the subscription reads; raise ConfigurationError for a pattern."""
         self._topics = selection.names
