@@ -332,13 +332,8 @@ class GroupMember(ConsumerSessions):
         if self._at_most_once:
             return self._take_at_most_once(assignment, fetched)
         for partition, records in fetched.items():
-            tracker = assignment.trackers[partition]
-            if tracker.waits:
-                # It was fetched before the partition was paused.
-                self._put_back({partition: records}, pauses)
-                continue
             self._dispatcher.hand_out(assignment, partition, records)
-            pauses.pause_if_full(tracker)
+            pauses.pause_if_full(assignment.trackers[partition])
         return None
 
     def _put_back(self, fetched: Fetched, pauses: PartitionPauses) -> None:
