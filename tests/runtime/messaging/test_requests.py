@@ -646,8 +646,10 @@ async def test_five_thousand_requests_at_once_never_mix_up() -> None:
     app = site.app()
     order = random.Random(3)
 
-    @app.application("echo/{number}", window=10_000)
+    @app.application("echo/{number}", window=10_000, concurrency=500)
     async def echo(payload: bytes, number: int, socket: Socket) -> bytes:
+        # They are answered in another order than they have come in.
+        await asyncio.sleep(0.1 * order.random())
         return b"%d:%s" % (number, payload)
 
     async def one(socket: Socket, number: int) -> None:
