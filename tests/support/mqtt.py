@@ -46,16 +46,19 @@ class Recorder:
 
     Args:
         settle: start and settle each delivery at once.
+
+    Attributes:
+        settles: as given; may be changed.
     """
 
     def __init__(self, *, settle: bool = True) -> None:
         self.deliveries: list[Delivery] = []
         self.events: list[str] = []
-        self._settle = settle
+        self.settles = settle
 
     def deliver(self, delivery: Delivery) -> None:
         self.deliveries.append(delivery)
-        if self._settle and delivery.start():
+        if self.settles and delivery.start():
             delivery.settle()
 
     def deliver_all(self, deliveries: Sequence[Delivery]) -> None:

@@ -208,8 +208,8 @@ class MqttConsumer(Consumer):
 
     def discard_stale(self, topic: str) -> None:
         self._stats["messages.stale"] += 1
-        if self._client is not None:
-            self._spawn(self._subscriptions.discard(self._client, topic))
+        assert self._client is not None
+        self._spawn(self._subscriptions.discard(self._client, topic))
 
     def stop_intake(self) -> None:
         self._stopped = True
@@ -306,8 +306,7 @@ class MqttConsumer(Consumer):
     def on_ready(self, client: MqttClient) -> None:
         if self._state in _WITHOUT_CONNECTION:
             self._resume(redelivered=False)
-        if not self._ready.done():
-            self._ready.set_result(client)
+        self._ready.set_result(client)
 
     async def _tidy_inherited(self) -> None:
         """End what an earlier program has left in the session, once there is a connection."""
@@ -419,13 +418,11 @@ class MqttConsumer(Consumer):
 
     def _look_for_room(self) -> None:
         tracker = self._tracker
-        full = self._state is _PAUSED or self._state is _OVERRUN
-        if full and self._limits.has_room and self._client is not None:
-            full = False
-            if self._state is _PAUSED:
-                self._become(_READING)
+        if self._state is _PAUSED and self._limits.has_room:
+            assert self._client is not None
+            self._become(_READING)
             self._client.resume()
-        if full or self._limits.is_half_full:
+        if self._state is _PAUSED or self._state is _OVERRUN or self._limits.is_half_full:
             tracker.fill()
         else:
             tracker.full = False
@@ -449,12 +446,10 @@ class MqttConsumer(Consumer):
         return True
 
     def _release(self, free: list[Delivery]) -> None:
-        client = self._client
-        if client is None:
-            return
+        assert self._client is not None
         tokens = self._redelivery.acknowledged(free)
         if tokens:
-            client.acknowledge(tokens)
+            self._client.acknowledge(tokens)
         self._look_for_room()
 
     async def _bring_in_force(self) -> dict[str, int]:

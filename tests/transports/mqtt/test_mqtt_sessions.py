@@ -338,6 +338,16 @@ def test_a_change_of_filters_forgets_what_came() -> None:
     assert not watching.is_copy(_MESSAGE, (watching.identifier("+/b"),))
 
 
+def test_of_many_messages_only_the_last_ones_are_remembered() -> None:
+    watching = guard("a/+", "+/b")
+    one, other = watching.identifier("a/+"), watching.identifier("+/b")
+    messages = [Envelope(topic="t", payload=b"%d" % number) for number in range(200)]
+    for message in messages:
+        watching.is_copy(message, (one,))
+    copies = [watching.is_copy(message, (other,)) for message in reversed(messages)]
+    assert copies == [True] * 128 + [False] * 72
+
+
 def test_identifiers_are_the_same_in_every_process_and_only_where_needed() -> None:
     assert guard("a/+", "+/b").identifier("a/+") == guard("+/b", "x", "a/+").identifier("a/+")
     assert guard("a/+", "b").identifier("a/+") == 0
