@@ -337,12 +337,14 @@ class GroupMember(ConsumerSessions):
         return None
 
     def _put_back(self, fetched: Fetched, pauses: PartitionPauses) -> None:
-        """Rewind to records that come again: the library must not count them as handed out."""
+        """Rewind to records that come again: the library must not count them as handed out.
+
+        They are not to come before the next assignment.
+        """
         consumer = self._consumer
         for partition, records in fetched.items():
             consumer.seek(partition, records[0].offset)
-            if self._state is not SessionState.RECEIVING:
-                pauses.pause(partition)
+            pauses.pause(partition)
 
     async def _take_at_most_once(self, assignment: Assignment, fetched: Fetched) -> None:
         committer = self._rebalances.committer
