@@ -762,6 +762,7 @@ def test_every_message_is_handled_at_least_once_under_all_faults(kind: str) -> N
     explore(lambda seed: run(forwarding(kind), seed, Faults.all()), seeds=examples(8))
 
 
+@pytest.mark.deadline(300)
 def test_what_is_read_again_is_complete_under_all_faults() -> None:
     def scenario(seed: int) -> None:
         app, seen = collecting()
