@@ -175,9 +175,9 @@ FIGURES: list[tuple[str, str, list[str]]] = [
         "more than {0:KiB} KiB with more than {1} different numbers",
         ["runtime/payloads _SMALL", "runtime/payloads _MOST_ALIKE"],
     ),
-    ("guide.md", "still hang | {0} |", ["runtime/handling _MOST_HUNG"]),
+    ("options.md", "still hang | {0} |", ["runtime/handling _MOST_HUNG"]),
     (
-        "guide.md",
+        "options.md",
         "the first {0} within {1} seconds are written in full",
         ["src/spa_dat _IN_FULL", "src/spa_dat/_limited_log _SECONDS"],
     ),

@@ -99,9 +99,9 @@ def is_shown_by(text: str, default: object) -> bool:
     [
         ("mqtt.md", OPTIONS, 0, MqttConfig),
         ("kafka.md", OPTIONS, 0, KafkaConfig),
-        ("guide.md", OPTIONS, 0, DistributedApplication),
-        ("guide.md", OPTIONS, 1, ActorOptions),
-        ("guide.md", OPTIONS, 2, MemoryConfig),
+        ("options.md", OPTIONS, 0, DistributedApplication),
+        ("options.md", OPTIONS, 1, ActorOptions),
+        ("options.md", OPTIONS, 2, MemoryConfig),
         ("guide.md", "| `RetryPolicy` | meaning | default |", 0, RetryPolicy),
     ],
     ids=["MQTT", "Kafka", "an application", "an actor", "memory", "retries"],
@@ -126,7 +126,7 @@ def test_the_table_of_counters_has_all_that_the_runtime_counts() -> None:
         for file in (ROOT / package).rglob("*.py"):
             text = file.read_text(encoding="utf-8")
             counted.update(re.findall(r"stats\[\s*\"([a-z_.]+)\"\s*\] \+=", text))
-    rows = rows_below("guide.md", "| counter | what is counted |")
+    rows = rows_below("options.md", "| counter | what is counted |")
     shown = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
     assert sorted(shown) == sorted(counted)
 
