@@ -33,7 +33,8 @@ from ..transports import (
 )
 from ._errors import HandlerFailed
 from ._faults import Faults
-from .simulated._stand_ins import HarnessBus, Profile
+from .simulated._harness_bus import HarnessBus
+from .simulated._stand_ins import Profile
 from .world._application_under_test import ApplicationUnderTest
 from .world._world import World
 

@@ -19,7 +19,7 @@ from ..runtime.recording._recording_reader import read_recording
 from ..runtime.routing._routed_deliveries import Route
 from ..transports import Delivery, Envelope, is_reserved
 from ._harness_core import HarnessCore
-from .simulated._stand_ins import HarnessBus
+from .simulated._harness_bus import HarnessBus
 from .world._application_under_test import ApplicationUnderTest
 
 __all__ = ["replay"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ._access_rules import Right
 from ._client_time import virtual_time
 from ._cluster import MARKER_DELAY, MAX_BATCH, Cluster, ClusterTopic
+from ._connection_handler import serve
 from ._errors import ErrorCode, RequestRefused
 from ._group_member import Member
 from ._groups import Group, GroupState
@@ -31,5 +32,6 @@ __all__ = [
     "Transaction",
     "TransactionState",
     "encode_record",
+    "serve",
     "virtual_time",
 ]

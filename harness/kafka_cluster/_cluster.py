@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ...transports.kafka._partitioner import hash_of
-from ..loop._network import ServerConnection
 from ._access_rules import AccessRules, Right
 from ._errors import ErrorCode, RequestRefused
 from ._groups import Group
@@ -150,13 +149,6 @@ class Cluster:
     def allow(self, right: Right, name: str) -> None:
         """End `deny`."""
         self.access.allow(right, name)
-
-    def accept(self, connection: ServerConnection) -> None:
-        """Serve a client; for `Network.listen`."""
-        # Not at the top: it imports this module.
-        from ._connection_handler import ConnectionHandler
-
-        ConnectionHandler(self, connection)
 
     def create_topic(
         self,

@@ -14,7 +14,7 @@ from ._protocol_frames import FrameReader, Request, encode_answer, parse
 from ._topic_requests import TOPIC_REQUESTS
 from ._transaction_requests import TRANSACTION_REQUESTS
 
-__all__ = ["ConnectionHandler"]
+__all__ = ["serve"]
 
 _FETCH = 1
 _HANDLERS: dict[int, Callable[[Cluster, Request, Callable[[Any], None]], None]] = {
@@ -24,7 +24,12 @@ _HANDLERS: dict[int, Callable[[Cluster, Request, Callable[[Any], None]], None]] 
 }
 
 
-class ConnectionHandler:
+def serve(cluster: Cluster, connection: ServerConnection) -> None:
+    """Serve a client of the cluster, for as long as its connection lasts."""
+    _ConnectionHandler(cluster, connection)
+
+
+class _ConnectionHandler:
     """Serves one connection like a broker: takes the next request once the last is answered.
 
     Args:

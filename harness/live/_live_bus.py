@@ -21,7 +21,8 @@ from ...transports import (
 from ...transports._delegating_bus import DelegatingBus
 from ...transports._units import Outcome
 from .._errors import NotSimulated
-from ..simulated._stand_ins import HarnessBus, StandInProvider
+from ..simulated._harness_bus import HarnessBus
+from ..simulated._stand_ins import StandInProvider
 from ._arrivals import Arrivals, TrackedSubscription, WatchedReceiver
 from ._real_brokers import Redirect
 

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 
 from ..loop._network import Network, ServerConnection
-from ._stand_ins import BusWorld
+from ._harness_bus import BusWorld
 
 __all__ = ["KafkaConnections"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from ...transports import Envelope
 from ...transports.memory import Broker, ClientLink
 from ..loop._tasks_and_timers import OWNER
-from ._stand_ins import BusWorld
+from ._harness_bus import BusWorld
 
 __all__ = ["SimulatedConnection"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ...errors import MessageTooLarge, PublishRefused, UnknownTopic
@@ -20,14 +21,15 @@ from ..kafka_cluster import (
     AppendedRecord,
     Cluster,
     encode_record,
+    serve,
     virtual_time,
 )
 from ..loop._network import Network
 from ..loop._virtual_time import VirtualEnvironment
+from ._harness_bus import BusWorld, HarnessBus
 from ._kafka_connections import KafkaConnections
 from ._observed_kafka_bus import ObservedKafkaBus, Offsets
 from ._repeatable_order import repeatable_order
-from ._stand_ins import BusWorld, HarnessBus
 
 __all__ = ["SimulatedKafkaBus"]
 
@@ -236,7 +238,9 @@ class SimulatedKafkaBus(HarnessBus):
 
     def come_back(self) -> None:
         """See `HarnessBus.come_back`."""
-        self._network.listen(self._host, _PORT, self._connections.accepting(self.cluster.accept))
+        self._network.listen(
+            self._host, _PORT, self._connections.accepting(partial(serve, self.cluster))
+        )
 
     def kill(self, owner: object) -> None:
         """See `HarnessBus.kill`."""

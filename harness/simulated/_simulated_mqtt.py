@@ -29,8 +29,8 @@ from ...transports.memory import (
 )
 from ...transports.mqtt import check_message
 from ..loop._tasks_and_timers import OWNER
+from ._harness_bus import BusWorld, HarnessBus
 from ._mqtt_connections import SimulatedConnection
-from ._stand_ins import BusWorld, HarnessBus
 
 __all__ = ["SimulatedMqttBus"]
 

@@ -23,7 +23,7 @@ from ._application_under_test import ApplicationUnderTest
 if TYPE_CHECKING:
     from ...runtime.hosting._lane import Lane
     from ...transports._outbox_options import OutboxFile
-    from ..simulated._stand_ins import HarnessBus
+    from ..simulated._harness_bus import HarnessBus
     from ._application_under_test import Life
 
 __all__ = ["World"]

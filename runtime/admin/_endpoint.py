@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ..._logs import get_logger
 from ..._texts import bracketed
 from ...errors import ConfigurationError
-from ..diagnostics._health import Health
 from ..hosting._actor_observer import Observer, Observers
 from ..hosting._actor_runner import ActorRunner
 from ..options._admin_address import AdminAddress
-from ._actor_controls import ActorControls
 
 if TYPE_CHECKING:
     from ..metrics._prometheus import Exposition
     from ._administered_run import AdministeredRun
-    from ._dead_letter_pages import LetterPages
     from ._live_observer import LiveObserver
     from ._server import AdminServer
 
-__all__ = ["AdminEndpoint", "Answers"]
+__all__ = ["AdminEndpoint"]
 
 log = get_logger("spa_dat")
 
 # Seconds. Finding out whether a run is ready takes 8 µs for each actor.
 _READINESS_OF_ACTOR = 0.0002
 _OLDEST_READINESS = 1.0
-
-
-class Answers(NamedTuple):
-    """What the endpoint tells of a run, and does to it.
-
-    Attributes:
-        health: returns its health.
-        reasons_not_ready: returns why it cannot be given work.
-        picture: makes a live picture, as JSON.
-        controls: what can be done to its actors.
-        letters: answers about its dead letters.
-        exposition: has its metrics; None if it has none for Prometheus.
-    """
-
-    health: Callable[[], Health]
-    reasons_not_ready: Callable[[], dict[str, str]]
-    picture: Callable[[], Awaitable[bytes]]
-    controls: ActorControls
-    letters: LetterPages
-    exposition: Exposition | None
 
 
 class AdminEndpoint:
@@ -99,7 +76,7 @@ class AdminEndpoint:
         try:
             # Only who asks for it needs it.
             from ._dead_letter_pages import LetterPages
-            from ._server import AdminServer
+            from ._server import AdminServer, Answers
         except ImportError as error:
             raise ConfigurationError(
                 f"{self._address}: aiohttp is not installed, which it needs: pip install"

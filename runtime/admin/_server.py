@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,13 +16,16 @@ from aiohttp import web
 
 from ..._texts import describe
 from ...errors import ConfigurationError
+from ..diagnostics._health import Health
 from ..options._admin_address import AdminAddress
-from ._actor_controls import Action, UnknownActor
-from ._dead_letter_pages import LETTERS, PageRefused
-from ._endpoint import Answers
+from ._actor_controls import Action, ActorControls, UnknownActor
+from ._dead_letter_pages import LETTERS, LetterPages, PageRefused
 from ._live_feed import LiveFeed
 
-__all__ = ["AdminServer"]
+if TYPE_CHECKING:
+    from ..metrics._prometheus import Exposition
+
+__all__ = ["AdminServer", "Answers"]
 
 _MOST_CONNECTIONS = 64
 # For all of a connection, which has one request: who is slower than that is cut off.
@@ -127,6 +130,26 @@ class _Ordered(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _Page: TypeAlias = Callable[[web.BaseRequest, bool], Awaitable[web.StreamResponse]]
+
+
+class Answers(NamedTuple):
+    """What the endpoint tells of a run, and does to it.
+
+    Attributes:
+        health: returns its health.
+        reasons_not_ready: returns why it cannot be given work.
+        picture: makes a live picture, as JSON.
+        controls: what can be done to its actors.
+        letters: answers about its dead letters.
+        exposition: has its metrics; None if it has none for Prometheus.
+    """
+
+    health: Callable[[], Health]
+    reasons_not_ready: Callable[[], dict[str, str]]
+    picture: Callable[[], Awaitable[bytes]]
+    controls: ActorControls
+    letters: LetterPages
+    exposition: Exposition | None
 
 
 class AdminServer:

@@ -8,9 +8,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 from conformance.kafka_harness import KafkaHarness
+from spa_dat.harness.simulated._harness_bus import HarnessBus
 from spa_dat.harness.simulated._simulated_kafka import SimulatedKafkaBus
 from spa_dat.harness.simulated._simulated_mqtt import SimulatedMqttBus
-from spa_dat.harness.simulated._stand_ins import HarnessBus
 from spa_dat.harness.world._simulated_world import SimulatedWorld
 from spa_dat.testing.conformance import TransportHarness, VirtualEnvironment
 from spa_dat.transports import KafkaConfig, KafkaProvider, MqttConfig, MqttProvider, SocketProvider

@@ -16,7 +16,7 @@ from aiokafka.record import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
 from spa_dat import DistributedApplication
-from spa_dat.harness.kafka_cluster import ErrorCode, RequestRefused, Right, TransactionState
+from spa_dat.harness.kafka_cluster import ErrorCode, RequestRefused, Right, TransactionState, serve
 from spa_dat.harness.kafka_cluster._partition_log import Log
 from spa_dat.harness.kafka_cluster._record_batches import encode_record
 from spa_dat.harness.loop._network import ServerConnection
@@ -46,7 +46,7 @@ class Breakdown:
         self._left = count
         self._answered = answered
         self._broken: list[ServerConnection] = []
-        self._accept = here.cluster.accept
+        self._cluster = here.cluster
         here.network.listen("kafka", 9092, self._accepting)
 
     def heal(self) -> None:
@@ -56,7 +56,7 @@ class Breakdown:
             connection.reset()
 
     def _accepting(self, connection: ServerConnection) -> None:
-        self._accept(connection)
+        serve(self._cluster, connection)
         handle = connection.on_data
 
         def on_data(data: bytes) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from spa_dat.harness import VirtualLoop
-from spa_dat.harness.kafka_cluster import Cluster, virtual_time
+from spa_dat.harness.kafka_cluster import Cluster, serve, virtual_time
 from spa_dat.harness.loop._network import Network
 
 __all__ = ["SERVER", "SimulatedCluster", "world"]
@@ -26,7 +27,7 @@ class SimulatedCluster:
         self.events: list[tuple[str, str, str, str]] = []
         self.network = loop.network = Network(loop)
         self.cluster = Cluster(loop, on_event=lambda *event: self.events.append(event))
-        self.network.listen("kafka", 9092, self.cluster.accept)
+        self.network.listen("kafka", 9092, partial(serve, self.cluster))
 
     def happened(self, what: str) -> list[tuple[str, str, str]]:
         """Return the events of a kind: whose, about what, and the rest."""

@@ -18,6 +18,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.record.util import calc_crc32c
 
 from spa_dat.errors import ConfigurationError, ConnectFailed, ConnectionLost, TransportError
+from spa_dat.harness.kafka_cluster import serve
 from spa_dat.harness.kafka_cluster._record_batches import encode_record
 from spa_dat.harness.loop._network import ServerConnection
 from spa_dat.transports import Delivery, DeliveryState, KafkaConfig, KafkaTopic
@@ -699,7 +700,7 @@ async def test_whenever_brokers_begin_to_hang_while_it_starts_it_can_be_closed_a
             nonlocal left
             left -= 1
             if left >= 0:
-                here.cluster.accept(connection)
+                serve(here.cluster, connection)
 
         here.network.listen("kafka", 9092, accept)
         async with taker(
