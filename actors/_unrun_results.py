@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
@@ -46,8 +47,11 @@ def refuse_unrun(result: Any, name: str) -> None:
 def returns_nothing(function: Callable[..., Any]) -> bool:
     """Return whether a coroutine function is known to return None, so that nobody has to look.
 
-    False where it cannot be known, as for a decorator that returns what it wraps gives.
+    It may be a `partial` of one. False where it cannot be known, as for a decorator that returns
+    what it wraps gives.
     """
+    if isinstance(function, partial):
+        function = function.func
     code = getattr(function, "__code__", None)
     if code is None:
         return False

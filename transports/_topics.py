@@ -157,6 +157,10 @@ class TopicFilter:
         if not self.captures:
             return {}
         levels = topic.split("/")
+        if len(self.captures) == 1:
+            # Most filters, without the cost of a comprehension.
+            ((index, name),) = self.captures
+            return {name: levels[index]}
         return {name: levels[index] for index, name in self.captures}
 
     def __eq__(self, other: object) -> bool:
@@ -179,7 +183,11 @@ def _matches(wanted: list[str], many: bool, topic: str) -> bool:
         return False
     if _is_hidden(levels[0]) and (not wanted or wanted[0] == "+"):
         return False
-    return all(want in ("+", got) for want, got in zip(wanted, levels, strict=False))
+    # A generator for all() would cost more than the rest.
+    for want, got in zip(wanted, levels, strict=False):  # noqa: SIM110
+        if want != got and want != "+":
+            return False
+    return True
 
 
 def _split(pattern: str) -> tuple[list[str], bool]:

@@ -14,15 +14,12 @@ from ._delivery import Delivery, Tracker
 __all__ = ["Outcome", "OwnDelivery", "Refused", "Unit"]
 
 
-# Copying more costs more than a list.
-_FEW = 16
-
-
 class Outcome(msgspec.Struct, eq=False):
     """What handling one message has come to: kept with its acknowledgement, or not at all.
 
     Attributes:
-        outputs: what is published, as `Bus.add_output` has added it.
+        output: what is published, as `Bus.add_output` has added it; None for nothing.
+        more: what is published after that; None for nothing.
         committed: called once all of it is committed; never if it is not.
         dropped: called if the attempt fails after all, which it cannot once it is settled.
         key: the key whose state has changed; None if none has.
@@ -33,9 +30,10 @@ class Outcome(msgspec.Struct, eq=False):
         behind: whose message that is, likewise.
     """
 
-    # No lists: thousands of outcomes wait for a commit, and the garbage collector looks at lists
-    # again and again.
-    outputs: Sequence[object] = ()
+    # Neither lists nor tuples: thousands of outcomes wait for a commit, and the garbage collector
+    # looks at each of these again and again. Most have one output, and nothing to call.
+    output: object = None
+    more: list[object] | None = None
     committed: tuple[Callable[[], None], ...] = ()
     dropped: tuple[Callable[[], None], ...] = ()
     key: str | None = None
@@ -47,18 +45,17 @@ class Outcome(msgspec.Struct, eq=False):
 
     def add(self, output: object, size: int) -> None:
         """Add something that is published, and its bytes."""
-        outputs = self.outputs
-        if isinstance(outputs, list):
-            outputs.append(output)
-        elif len(outputs) < _FEW:
-            self.outputs = (*outputs, output)
+        if self.output is None:
+            self.output = output
+        elif self.more is None:
+            self.more = [output]
         else:
-            self.outputs = [*outputs, output]
+            self.more.append(output)
         self.size += size
 
     def drop(self) -> None:
         """Forget all of it: the attempt has failed."""
-        self.outputs = ()
+        self.output = self.more = None
         self.committed = ()
         self.key = self.value = self.wake = None
         dropped, self.dropped = self.dropped, ()

@@ -13,7 +13,7 @@ from ...transports._units import Outcome
 from ..handling._argument_values import ProducerScope
 from ..messaging._recording_socket import RecordingSocket
 from ..messaging._socket import Socket
-from ..messaging._turn import Turn, current_turn
+from ..messaging._turn import current_turn
 from ..registration._specs import Handler
 from ._outcome_lane import OutcomeLane, recorded, refuse_again
 
@@ -44,17 +44,11 @@ class ExactlyOnceLane(OutcomeLane):
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """As in `Lane`, wrapped to note outcomes; None for handlers that may reply."""
         return [
-            None if function is None or handler.responder else self._noting(function, handler)
+            None
+            if function is None or handler.responder
+            else partial(self._note, handler, function)
             for function, handler in zip(super().direct(instance), self.handlers, strict=True)
         ]
-
-    def _noting(self, function: Callable[..., Any], handler: Handler) -> Callable[..., Any]:
-        async def call(**arguments: Any) -> None:
-            turn = current_turn.get()
-            assert turn is not None
-            await self._note(turn, partial(function, **arguments), handler)
-
-        return call
 
     def invoke(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
@@ -65,29 +59,41 @@ class ExactlyOnceLane(OutcomeLane):
     async def _invoke_and_note(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
     ) -> Any:
+        invoke, result = super().invoke, None
+
+        async def call() -> Any:
+            nonlocal result
+            result = await invoke(instance, index, arguments, scope)
+            return result
+
+        await self._note(self.handlers[index], call)
+        return result
+
+    async def _note(
+        self, handler: Handler, call: Callable[..., Awaitable[Any]], /, **arguments: Any
+    ) -> None:
+        """Call a handler, and note what it has come to.
+
+        It returns nothing, so that nobody has to look at that.
+        """
         turn = current_turn.get()
         assert turn is not None
-        call = partial(super().invoke, instance, index, arguments, scope)
-        return await self._note(turn, call, self.handlers[index])
-
-    async def _note(self, turn: Turn, call: Callable[[], Awaitable[Any]], handler: Handler) -> Any:
-        """Call a handler, and note what it has come to."""
         delivery = turn.delivery
         assert delivery is not None
         unit = delivery.unit
-        if unit is None:
-            return await call()
-        refuse_again(unit, delivery)
-        turn.outcome = outcome = Outcome()
-        result = await call()
+        if unit is not None:
+            refuse_again(unit, delivery)
+            turn.outcome = Outcome()
+        result = await call(**arguments)
         if result is not None:
             refuse_unrun(result, handler.injection.name)
+        if unit is None or turn.outcome is None:
+            return
         turn.refuse_failure()
         # What was posted to other buses has to be there before the message counts as handled.
         if turn.posts:
             await asyncio.gather(*turn.posts)
-        unit.note(delivery, outcome, hurry=turn.request is not None)
-        return result
+        unit.note(delivery, turn.outcome, hurry=turn.request is not None)
 
 
 class _OutcomeSocket(RecordingSocket):

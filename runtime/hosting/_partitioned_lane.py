@@ -100,17 +100,13 @@ class PartitionedLane(OutcomeLane, DurableLane):
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """As in `Lane`, with what has to be done around every call; none that may answer."""
         return [
-            None if function is None or handler.responder else self._noting(function, handler)
+            None
+            if function is None or handler.responder
+            else partial(self._note, handler, function)
             for function, handler in zip(
                 KeyedLane.direct(self, instance), self.handlers, strict=False
             )
         ]
-
-    def _noting(self, function: Callable[..., Any], handler: Handler) -> Callable[..., Any]:
-        async def call(**arguments: Any) -> None:
-            await self._note(handler, function, arguments)
-
-        return call
 
     async def _invoke_and_commit(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
@@ -129,13 +125,23 @@ class PartitionedLane(OutcomeLane, DurableLane):
             if stored is not None:
                 cell.saved = self.kept.read(StoredKey(stored, 0), cell.key)
             cell.unit = unit
-        call = partial(KeyedLane.invoke, self, instance, index, arguments, scope)
-        return await self._note(self.handlers[index], call, {})
+        result: Any = None
+
+        async def call() -> Any:
+            nonlocal result
+            result = await KeyedLane.invoke(self, instance, index, arguments, scope)
+            return result
+
+        await self._note(self.handlers[index], call)
+        return result
 
     async def _note(
-        self, handler: Handler, call: Callable[..., Awaitable[Any]], arguments: Mapping[str, Any]
-    ) -> Any:
-        """Call a handler, and note what it has come to."""
+        self, handler: Handler, call: Callable[..., Awaitable[Any]], /, **arguments: Any
+    ) -> None:
+        """Call a handler, and note what it has come to.
+
+        It returns nothing, so that nobody has to look at that.
+        """
         cell, turn, delivery = self._at_work()
         unit = self._unit_of(cell, delivery)
         fired = message = None
@@ -143,14 +149,14 @@ class PartitionedLane(OutcomeLane, DurableLane):
             fired = delivery
             if not is_still_set(cell.saved, fired):
                 # It was replaced or removed while it waited for its turn.
-                return None
+                return
         elif self.kept.dedupe is not None:
             message = self._known_by(cell, delivery.envelope)
             if message is not None and cell.saved is not None and message in cell.saved.handled:
                 self._pass_over(unit, delivery, turn)
-                return None
+                return
         effects, outcome = turn.effects, turn.outcome = Effects(), Outcome()
-        outcome.dropped += (partial(self._undo, cell),)
+        outcome.dropped = (partial(self._undo, cell),)
         try:
             result = await call(**arguments)
             if result is not None:
@@ -172,7 +178,6 @@ class PartitionedLane(OutcomeLane, DurableLane):
         elif record is not None:
             cell.saved = record
         note(unit, delivery, outcome, hurry=turn.request is not None)
-        return result
 
     def _known_by(self, cell: KeyCell, envelope: Envelope) -> bytes | None:
         """Return what a message is known by that its sender may publish once more."""

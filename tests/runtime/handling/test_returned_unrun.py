@@ -223,7 +223,10 @@ class Shapes:
     async def __call__(self, number: int) -> None: ...
 
 
-@pytest.mark.parametrize("function", [nothing, Shapes().method])
+@pytest.mark.parametrize(
+    "function",
+    [nothing, Shapes().method, functools.partial(nothing), functools.partial(nothing, 1)],
+)
 def test_nobody_has_to_look_at_what_returns_nothing(function: Any) -> None:
     assert returns_nothing(function)
 
@@ -235,7 +238,8 @@ def test_nobody_has_to_look_at_what_returns_nothing(function: Any) -> None:
         the_value_or_nothing,
         nothing_or_the_value,
         the_value_at_last,
-        functools.partial(nothing),
+        functools.partial(the_value),
+        functools.partial(Shapes()),
         Shapes(),
     ],
 )

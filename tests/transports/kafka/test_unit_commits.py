@@ -196,7 +196,7 @@ async def test_one_transaction_has_no_more_outcomes_than_can_be_written_in_time(
     tracker = tracker_in(assignment)
     commits = commits_of(assignment, producer)
     for offset in range(5):
-        handle(tracker, offset, outputs=[Record("invoices", None, b"%d" % offset, [], None)])
+        handle(tracker, offset, output=Record("invoices", None, b"%d" % offset, [], None))
     await asyncio.sleep(1.0)
     assert (producer.begun, sizes) == ([2, 4, 5], [2, 2, 1])
     await commits.finish(60.0)

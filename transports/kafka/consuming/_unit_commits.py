@@ -198,21 +198,21 @@ class UnitCommits:
 
     async def _commit(self, it: _Committed, due: Due) -> None:
         unit = it.unit
-        records, sources = records_of(due)
+        records, origins = records_of(due)
         placed = [Placed(record) for record in records]
         for key, taken in due.states.items():
             outcome = taken[2]
             headers = wake_header(outcome.wake)
             record = Record(self._changelog, key, outcome.value, headers, None)
             placed.append(Placed(record, unit.number))
-            sources.append(source_of(taken))
+            origins.append(taken)
         offsets = {place: self._noted(place, offset) for place, offset in due.offsets.items()}
         try:
             ends = await it.producer.commit(placed, offsets, apart=unit.refusals.apart(due))
         except TransactionFailed as error:
             it.failed = True
             if error.refusals is not None:
-                unit.refusals.add(error.refusals, sources)
+                unit.refusals.add(error.refusals, [source_of(taken) for taken in origins])
             self._fail(unit, error)
             return
         self._stats["kafka.transactions"] += 1

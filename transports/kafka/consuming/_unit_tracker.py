@@ -486,16 +486,19 @@ def source_of(taken: Taken) -> Source:
     return str(of) if place is None else (place, int(of))
 
 
-def records_of(due: Due) -> tuple[list[Record], list[Source]]:
-    """Return the records of what is due, and for each what it came of."""
+def records_of(due: Due) -> tuple[list[Record], list[Taken]]:
+    """Return the records of what is due, and for each the outcome that it came of."""
     records: list[Record] = []
-    sources: list[Source] = []
+    origins: list[Taken] = []
     for taken in due.outcomes:
-        outputs = taken[2].outputs
-        if outputs:
-            source = source_of(taken)
-            for output in outputs:
-                assert isinstance(output, Record)
-                records.append(output)
-                sources.append(source)
-    return records, sources
+        outcome = taken[2]
+        output: object = outcome.output
+        if output is not None:
+            assert isinstance(output, Record)
+            records.append(output)
+            origins.append(taken)
+        for output in outcome.more or ():
+            assert isinstance(output, Record)
+            records.append(output)
+            origins.append(taken)
+    return records, origins
