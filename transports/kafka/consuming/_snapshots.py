@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import itertools
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,10 @@ _MANY_KEYS, _MOST_KEYS = 5_000, 20_000
 _MANY_BYTES, _MOST_BYTES = 4_194_304, 16_777_216
 # As many times that do not hold any more cost nothing.
 _FEW = 1_000
+
+
+# Who waits for what there is of a key of a partition.
+_Loads = dict[tuple[int, bytes], list[asyncio.Future[bytes | None]]]
 
 
 class SnapshotLost(Exception):
@@ -216,7 +221,7 @@ class Snapshot:
         self._thread = None if inline else ThreadPoolExecutor(1, "spa_dat snapshot")
         self._file: SnapshotFile | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._loads: dict[tuple[int, bytes], asyncio.Future[bytes | None]] = {}
+        self._loads: _Loads = {}
         self._loading: asyncio.Task[None] | None = None
         # What is to be written next, and what is being written.
         self._changed: dict[PartitionStates, None] = {}
@@ -296,13 +301,12 @@ class Snapshot:
         Raises:
             StateNotWritten: it cannot be read.
         """
-        place = partition, key
-        asked = self._loads.get(place)
-        if asked is None:
-            asked = self._loads[place] = self._loop.create_future()
-            if self._loading is None:
-                self._loading = self._loop.create_task(self._load())
-        return await asyncio.shield(asked)
+        # Everybody waits for a future of their own, as they may give up: a shield costs more.
+        waiter: asyncio.Future[bytes | None] = self._loop.create_future()
+        self._loads.setdefault((partition, key), []).append(waiter)
+        if self._loading is None:
+            self._loading = self._loop.create_task(self._load())
+        return await waiter
 
     async def first_due(
         self, partition: int, most: int, without: Collection[bytes]
@@ -324,18 +328,19 @@ class Snapshot:
                 except SnapshotLost as error:
                     self._refuse(asked, error)
                     continue
-                for place, future in asked.items():
-                    future.set_result(found.get(place))
+                for place, waiters in asked.items():
+                    for waiter in waiters:
+                        if not waiter.done():
+                            waiter.set_result(found.get(place))
         finally:
             self._loading = None
 
-    def _refuse(
-        self, asked: dict[tuple[int, bytes], asyncio.Future[bytes | None]], error: SnapshotLost
-    ) -> None:
-        for future in asked.values():
-            future.set_exception(StateNotWritten(str(error)))
-            # Whoever has asked may be gone.
-            future.exception()
+    def _refuse(self, asked: _Loads, error: SnapshotLost) -> None:
+        for waiter in itertools.chain.from_iterable(asked.values()):
+            if not waiter.done():
+                waiter.set_exception(StateNotWritten(str(error)))
+                # Whoever has asked may be gone.
+                waiter.exception()
 
     # Writing.
 
