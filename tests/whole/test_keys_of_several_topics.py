@@ -284,6 +284,27 @@ def test_topics_with_different_numbers_of_partitions_are_refused() -> None:
         assert "give all of them as many" in str(refused.value)
 
 
+def test_a_topic_that_gets_more_partitions_stops_the_actor_and_keeps_its_messages() -> None:
+    app = fleet()
+    with Harness(app) as harness:
+        send(harness, range(NUMBERS))
+        harness.settle()
+        topics = cluster_of(harness).topics
+        topics["fuel"].grow(5)
+        harness.advance(30.0)
+        assert "'km' has 3, 'fuel' has 5" in app.problems["Fleet"]
+        send(harness, range(NUMBERS, NUMBERS + 1))
+        harness.advance(5.0)
+        topics["km"].grow(5)
+        harness.advance(60.0)
+        assert "topic 'km' and topic 'fuel' has 5 partitions, and " in app.problems["Fleet"]
+        assert "spa-dat states copy" in app.problems["Fleet"]
+        # With other partitions nothing is handled, as keys are not where their states are.
+        check(harness, NUMBERS)
+        # It would never come to rest.
+        harness.crash()
+
+
 def test_without_states_topics_may_have_different_numbers_of_partitions() -> None:
     apps = [application(number) for number in range(2)]
     for app in apps:

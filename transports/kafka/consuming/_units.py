@@ -257,11 +257,11 @@ class Units:
         ((_, _, _, partitions),) = await find_topics(client, [name])
         if len(partitions) != count:
             raise ConfigurationError(
-                f"topic {_named(self._topics)} has {count} partitions, and {name!r}, which has the"
-                f" states of its keys, has {len(partitions)}: keys are in other partitions now than"
-                " their states. Give the actor another name, and copy the states with spa-dat"
-                " states copy, or begin with new ones; or give it a topic with as many partitions"
-                " as before"
+                f"topic {' and topic '.join(map(repr, self._topics))} has {count} partitions, and"
+                f" {name!r}, which has the states of the keys, has {len(partitions)}: keys are in"
+                " other partitions now than their states. Give the actor another name, and copy the"
+                " states with spa-dat states copy, or begin with new ones; or give it a topic with"
+                " as many partitions as before"
             )
         await self._check_settings(client)
         facts = await topic_facts(client, [name])
