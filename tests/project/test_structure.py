@@ -311,6 +311,14 @@ def calls_with_many_arguments(path: Path) -> list[str]:
     return [f"line {node.lineno}: {ast.unparse(node.func)}" for node in of_messages]
 
 
+def test_the_modules_that_tests_run_in_full_are_there() -> None:
+    lines = (ROOT / "scripts/core-modules").read_text(encoding="utf-8").splitlines()
+    modules = [line for line in lines if not line.startswith("#")]
+    assert modules
+    assert [module for module in modules if not (ROOT / module).is_file()] == []
+    assert len(set(modules)) == len(modules)
+
+
 def test_calls_have_few_enough_arguments() -> None:
     """With more, Python passes them in a tuple and a dict, for a microsecond in each call."""
     assert breaches(calls_with_many_arguments, modules()) == []
