@@ -52,6 +52,17 @@ async def test_nothing_is_written_before_there_is_a_connection() -> None:
     assert len(outbox) == 0
 
 
+@pytest.mark.virtual
+async def test_what_is_confirmed_at_the_last_moment_counts_as_confirmed() -> None:
+    wire = Wire()
+    outbox = Outbox(wire)
+    outbox.connected()
+    # At the same moment as the end of the wait, and before it.
+    asyncio.get_running_loop().call_later(5.0, lambda: outbox.confirm(wire.written[0]))
+    await outbox.publish(envelope(), 5.0)
+    assert len(outbox) == 0
+
+
 async def test_a_pause_keeps_what_is_written_where_it_is() -> None:
     wire = Wire()
     outbox = Outbox(wire)

@@ -42,6 +42,18 @@ def handed_out(tracker: PartitionTracker, offset: int, **fields: object) -> Deli
     return delivery
 
 
+def test_a_record_is_acknowledged_once_an_offset_behind_it_is_committed() -> None:
+    _, tracker = tracked()
+    first, second = handed_out(tracker, 4), handed_out(tracker, 5)
+    for delivery in (first, second):
+        assert delivery.start()
+        delivery.settle()
+    assert not first.acknowledged, "it is settled, and nothing is committed"
+    tracker.committed = 5
+    assert first.acknowledged
+    assert not second.acknowledged
+
+
 @given(
     gaps=st.lists(st.integers(1, 5), min_size=1, max_size=40),
     skipped=st.sets(st.integers(0, 39)),

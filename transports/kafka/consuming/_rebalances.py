@@ -242,8 +242,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         if not lost:
             await self._running_finished(assignment)
         await self._finish(committer, COMMIT_TIMEOUT, lost=lost)
-        if self.assignment is assignment:
-            self._forget()
+        self._forget()
         self._stats["kafka.rebalances"] += 1
         if self._state is MemberState.LOST:
             now = asyncio.get_running_loop().time()
