@@ -33,7 +33,7 @@ from ..transports import (
 )
 from ._errors import HandlerFailed
 from ._faults import Faults
-from .simulated._harness_bus import HarnessBus
+from .simulated._harness_bus import SimulatedBus
 from .simulated._stand_ins import Profile
 from .world._application_under_test import ApplicationUnderTest
 from .world._world import World
@@ -154,11 +154,9 @@ class HarnessCore:
 
     def cut(self, actor: str | None, lose_session: bool) -> None:
         """See `HarnessBase.cut`."""
-        world = self.world
-        world.check_simulated("cut()")
         found = [
             (bus, client)
-            for bus in world.buses.values()
+            for bus in self.world.simulated_buses("cut()")
             for client in bus.clients()
             if not client.startswith(f"{NAME}.")
             and (actor is None or client.split(".", 2)[2:] == [actor])
@@ -171,10 +169,10 @@ class HarnessCore:
     def outage(self, seconds: float) -> None:
         """See `HarnessBase.outage`."""
         world = self.world
-        world.check_simulated("outage()")
+        buses = world.simulated_buses("outage()")
         if not is_number(seconds) or not 0 < seconds < float("inf"):
             raise ConfigurationError(f"outage({seconds!r}): give a number of seconds above 0")
-        for bus in world.buses.values():
+        for bus in buses:
             self.soon(bus.go_away)
         end = world.loop.time() + seconds
         if self._return is not None:
@@ -184,19 +182,17 @@ class HarnessCore:
 
     def _come_back(self) -> None:
         self._return = None
-        for bus in self.world.buses.values():
+        for bus in self.world.simulated_buses("outage()"):
             bus.come_back()
 
     def rebalance(self) -> None:
         """See `HarnessBase.rebalance`."""
-        self.world.check_simulated("rebalance()")
-        for bus in self.world.buses.values():
+        for bus in self.world.simulated_buses("rebalance()"):
             self.soon(bus.rebalance)
 
     def compact(self) -> None:
         """See `HarnessBase.compact`."""
-        self.world.check_simulated("compact()")
-        for bus in self.world.buses.values():
+        for bus in self.world.simulated_buses("compact()"):
             self.soon(bus.compact)
 
     def crash(self, application: DistributedApplication | None, at: CommitStep | None) -> None:
@@ -343,7 +339,7 @@ def _let_go(host: KeyedHost, cell: KeyCell) -> None:
         host.let_go(cell)
 
 
-def _cut(bus: HarnessBus, client: str, lose_session: bool) -> None:
+def _cut(bus: SimulatedBus, client: str, lose_session: bool) -> None:
     if client in bus.clients():
         bus.cut(client, lose_session=lose_session)
 

@@ -20,7 +20,6 @@ from ...transports import (
 )
 from ...transports._delegating_bus import DelegatingBus
 from ...transports._units import Outcome
-from .._errors import NotSimulated
 from ..simulated._harness_bus import HarnessBus
 from ..simulated._stand_ins import StandInProvider
 from ._arrivals import Arrivals, TrackedSubscription, WatchedReceiver
@@ -108,22 +107,6 @@ class LiveBus(HarnessBus):
     def letters(self) -> list[Envelope]:
         """See `HarnessBus.letters`."""
         return list(self.parked.values())
-
-    def clients(self) -> list[str]:
-        """See `HarnessBus.clients`."""
-        return []
-
-    def cut(self, client: str, *, lose_session: bool = False) -> None:
-        """Not here."""
-        raise NotSimulated("cut() needs a simulated bus")
-
-    def go_away(self) -> None:
-        """Not here."""
-        raise NotSimulated("outage() needs a simulated bus")
-
-    def come_back(self) -> None:
-        """Not here."""
-        raise NotSimulated("outage() needs a simulated bus")
 
     def kill(self, owner: object) -> None:
         """See `HarnessBus.kill`; connections of a real bus end when they are closed."""

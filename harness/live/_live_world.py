@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from ..._busy_threads import BusyThread
 from ..._environment import Environment
@@ -79,6 +79,7 @@ class LiveWorld(World):
         loop = asyncio.new_event_loop()
         super().__init__(0, loop, loop.time())
         loop.set_exception_handler(self._unhandled)
+        self.buses: dict[str, LiveBus] = {}
         self._brokers = brokers
         self._patience = patience
         self._limit = limit
@@ -100,14 +101,17 @@ class LiveWorld(World):
         bus = self.buses.get(provider.address)
         if bus is None:
             bus = self.buses[provider.address] = LiveBus(self._brokers.bus(), self)
-        assert isinstance(bus, LiveBus)
         return LiveProvider(provider, bus)
 
     def environment(self, seed: int) -> Environment:
         """See `World.environment`; a real one, since brokers remember what they have seen."""
         return Environment()
 
-    def check_simulated(self, what: str) -> None:
+    def simulated_buses(self, what: str) -> Never:
+        """See `World.simulated_buses`."""
+        self.check_simulated(what)
+
+    def check_simulated(self, what: str) -> Never:
         """See `World.check_simulated`."""
         raise NotSimulated(
             f"{what} needs a simulated bus and virtual time, and this test runs on a real"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .._trace import Trace
     from ..loop._virtual_time import VirtualLoop
 
-__all__ = ["BusWorld", "HarnessBus"]
+__all__ = ["BusWorld", "HarnessBus", "SimulatedBus"]
 
 
 class BusWorld(Protocol):
@@ -99,6 +99,17 @@ class HarnessBus(abc.ABC):
         """Return the stored dead letters, oldest first."""
 
     @abc.abstractmethod
+    def kill(self, owner: object) -> None:
+        """End the connections of an owner as if its process had ended."""
+
+    def close(self) -> None:  # noqa: B027 (there is nothing that every bus has to do)
+        """Release what the bus holds, at the end of the world."""
+
+
+class SimulatedBus(HarnessBus):
+    """A simulated bus, whose connections can be cut, and whose broker can be away."""
+
+    @abc.abstractmethod
     def clients(self) -> list[str]:
         """Return the ids of the connected clients, in the order in which they connected.
 
@@ -108,10 +119,6 @@ class HarnessBus(abc.ABC):
     @abc.abstractmethod
     def cut(self, client: str, *, lose_session: bool = False) -> None:
         """Cut a connection; with ``lose_session`` also forget what was kept for the client."""
-
-    @abc.abstractmethod
-    def kill(self, owner: object) -> None:
-        """End the connections of an owner as if its process had ended."""
 
     @abc.abstractmethod
     def go_away(self) -> None:
@@ -130,8 +137,5 @@ class HarnessBus(abc.ABC):
         """Whether there is anything for `compact` to do."""
         return False
 
-    def compact(self) -> None:  # noqa: B027 (not every bus has such topics)
+    def compact(self) -> None:
         """Compact the topics that are to be compacted."""
-
-    def close(self) -> None:  # noqa: B027 (there is nothing that every bus has to do)
-        """Release what the bus holds, at the end of the world."""

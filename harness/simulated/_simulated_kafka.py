@@ -26,7 +26,7 @@ from ..kafka_cluster import (
 )
 from ..loop._network import Network
 from ..loop._virtual_time import VirtualEnvironment
-from ._harness_bus import BusWorld, HarnessBus
+from ._harness_bus import BusWorld, SimulatedBus
 from ._kafka_connections import KafkaConnections
 from ._observed_kafka_bus import ObservedKafkaBus, Offsets
 from ._repeatable_order import repeatable_order
@@ -47,7 +47,7 @@ _TOLD_OTHERWISE = frozenset(("append", "create-topic"))
 _WORDS = {"duplicate": "recognise"}
 
 
-class SimulatedKafkaBus(HarnessBus):
+class SimulatedKafkaBus(SimulatedBus):
     """Topics with partitions, groups, offsets: a cluster of one broker behind faulty connections.
 
     The applications use the same transport and the same client library as in production. Each
@@ -211,11 +211,11 @@ class SimulatedKafkaBus(HarnessBus):
     # What happens to connections, members and applications.
 
     def clients(self) -> list[str]:
-        """See `HarnessBus.clients`."""
+        """See `SimulatedBus.clients`."""
         return self._connections.clients()
 
     def cut(self, client: str, *, lose_session: bool = False) -> None:
-        """See `HarnessBus.cut`.
+        """See `SimulatedBus.cut`.
 
         With ``lose_session`` the group also removes the member, as it does after missed heartbeats:
         others get its partitions, and it has to rejoin. What the group has committed stays, as it
@@ -230,14 +230,14 @@ class SimulatedKafkaBus(HarnessBus):
                         group.leave(identifier)
 
     def go_away(self) -> None:
-        """See `HarnessBus.go_away`."""
+        """See `SimulatedBus.go_away`."""
         self._network.refuse(self._host, _PORT)
         for client in self.clients():
             self._world.trace.add(client, "lost")
             self._connections.reset(client)
 
     def come_back(self) -> None:
-        """See `HarnessBus.come_back`."""
+        """See `SimulatedBus.come_back`."""
         self._network.listen(
             self._host, _PORT, self._connections.accepting(partial(serve, self.cluster))
         )
@@ -251,7 +251,7 @@ class SimulatedKafkaBus(HarnessBus):
         self._connections.kill(owner)
 
     def rebalance(self) -> bool:
-        """See `HarnessBus.rebalance`."""
+        """See `SimulatedBus.rebalance`."""
         groups = [group for group in self.cluster.groups.values() if group.members]
         for group in groups:
             group.rebalance()
@@ -259,11 +259,11 @@ class SimulatedKafkaBus(HarnessBus):
 
     @property
     def has_compacted_topics(self) -> bool:
-        """See `HarnessBus.has_compacted_topics`."""
+        """See `SimulatedBus.has_compacted_topics`."""
         return any(topic.tombstones is not None for topic in self.cluster.topics.values())
 
     def compact(self) -> None:
-        """See `HarnessBus.compact`."""
+        """See `SimulatedBus.compact`."""
         for name in self.cluster.topics:
             self.cluster.compact(name)
 

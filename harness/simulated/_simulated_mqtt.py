@@ -29,7 +29,7 @@ from ...transports.memory import (
 )
 from ...transports.mqtt import check_message
 from ..loop._tasks_and_timers import OWNER
-from ._harness_bus import BusWorld, HarnessBus
+from ._harness_bus import BusWorld, SimulatedBus
 from ._mqtt_connections import SimulatedConnection
 
 __all__ = ["SimulatedMqttBus"]
@@ -47,7 +47,7 @@ _SHARED = (
 )  # fmt: skip
 
 
-class SimulatedMqttBus(HarnessBus):
+class SimulatedMqttBus(SimulatedBus):
     """Sessions, retained messages, shared groups, redelivery: a broker with faulty connections.
 
     Args:
@@ -105,21 +105,21 @@ class SimulatedMqttBus(HarnessBus):
         return [envelope for topic, envelope in retained.items() if topic.startswith(_LETTERS)]
 
     def clients(self) -> list[str]:
-        """See `HarnessBus.clients`."""
+        """See `SimulatedBus.clients`."""
         return list(self.broker.links)
 
     def cut(self, client: str, *, lose_session: bool = False) -> None:
-        """See `HarnessBus.cut`."""
+        """See `SimulatedBus.cut`."""
         self.broker.drop(self.broker.links[client], lose_session=lose_session)
 
     def go_away(self) -> None:
-        """See `HarnessBus.go_away`."""
+        """See `SimulatedBus.go_away`."""
         self.broker.faults.refuse_connections()
         for link in list(self.broker.links.values()):
             self.broker.drop(link)
 
     def come_back(self) -> None:
-        """See `HarnessBus.come_back`."""
+        """See `SimulatedBus.come_back`."""
         self.broker.faults.allow()
 
     def kill(self, owner: object) -> None:

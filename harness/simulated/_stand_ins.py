@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from ...transports import Bus, Envelope, KafkaProvider, SocketProvider, Surroundings
-from ._harness_bus import BusWorld, HarnessBus
+from ._harness_bus import BusWorld, HarnessBus, SimulatedBus
 
 __all__ = ["Profile", "StandInProvider", "simulate"]
 
@@ -55,7 +55,7 @@ class StandInProvider(SocketProvider):
 def simulate(
     original: SocketProvider,
     world: BusWorld,
-    buses: dict[str, HarnessBus],
+    buses: dict[str, SimulatedBus],
     profile: Profile | None = None,
 ) -> StandInProvider:
     """Return the stand-in for a provider, on a simulated bus.
@@ -73,7 +73,7 @@ def simulate(
     return StandInProvider(original, bus)
 
 
-def _simulated(kind: Profile, world: BusWorld) -> HarnessBus:
+def _simulated(kind: Profile, world: BusWorld) -> SimulatedBus:
     # Not at the top: the Kafka client takes time to import.
     if kind == "kafka":
         from ._simulated_kafka import SimulatedKafkaBus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from ..loop._tasks_and_timers import (
     make_task,
 )
 from ..loop._virtual_time import START, VirtualEnvironment, VirtualLoop
+from ..simulated._harness_bus import SimulatedBus
 from ..simulated._stand_ins import Profile, simulate
 from ._application_under_test import Life
 from ._fault_injection import FaultInjector
@@ -61,6 +62,7 @@ class SimulatedWorld(World):
         super().__init__(seed, loop, START)
         self.loop: VirtualLoop = loop
         self.problems = loop.foreign.problems
+        self.buses: dict[str, SimulatedBus] = {}
         self._profile = profile
         self.loop.set_task_factory(make_task)
         self.loop.set_exception_handler(self._unhandled)
@@ -90,6 +92,10 @@ class SimulatedWorld(World):
     def environment(self, seed: int) -> Environment:
         """See `World.environment`."""
         return VirtualEnvironment(seed, loop=self.loop)
+
+    def simulated_buses(self, what: str) -> Collection[SimulatedBus]:
+        """See `World.simulated_buses`."""
+        return self.buses.values()
 
     def check_simulated(self, what: str) -> None:
         """See `World.check_simulated`."""

@@ -7,7 +7,7 @@ import asyncio
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ from ._application_under_test import ApplicationUnderTest
 if TYPE_CHECKING:
     from ...runtime.hosting._lane import Lane
     from ...transports._outbox_options import OutboxFile
-    from ..simulated._harness_bus import HarnessBus
+    from ..simulated._harness_bus import HarnessBus, SimulatedBus
     from ._application_under_test import Life
 
 __all__ = ["World"]
@@ -49,13 +49,14 @@ class World(abc.ABC):
         problems: for `take_problems`.
     """
 
+    buses: Mapping[str, HarnessBus]
+
     def __init__(self, seed: int, loop: asyncio.AbstractEventLoop, start: float) -> None:
         self.seed = seed
         self.loop = loop
         self.outside = Context()
         self.trace = Trace(loop, start)
         self.monitor = ActorMonitor(loop, self.trace)
-        self.buses: dict[str, HarnessBus] = {}
         self.tested: list[ApplicationUnderTest] = []
         self.taken: list[Envelope] = []
         self.problems: list[str] = []
@@ -104,6 +105,14 @@ class World(abc.ABC):
     @abc.abstractmethod
     def environment(self, seed: int) -> Environment:
         """Return the time, randomness and identifiers for an application."""
+
+    @abc.abstractmethod
+    def simulated_buses(self, what: str) -> Collection[SimulatedBus]:
+        """Return the buses to which ``what`` is to be done.
+
+        Raises:
+            NotSimulated: they are real.
+        """
 
     @abc.abstractmethod
     def check_simulated(self, what: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from conformance.kafka_harness import KafkaHarness
-from spa_dat.harness.simulated._harness_bus import HarnessBus
+from spa_dat.harness.simulated._harness_bus import SimulatedBus
 from spa_dat.harness.simulated._simulated_kafka import SimulatedKafkaBus
 from spa_dat.harness.simulated._simulated_mqtt import SimulatedMqttBus
 from spa_dat.harness.world._simulated_world import SimulatedWorld
@@ -50,7 +50,7 @@ class SimulatedHarness(TransportHarness):
         return self.world.stand_in(self.original(**options))
 
     @property
-    def simulated(self) -> HarnessBus:
+    def simulated(self) -> SimulatedBus:
         """The bus."""
         (bus,) = self.world.buses.values()
         return bus
