@@ -22,7 +22,7 @@ _runs: weakref.WeakKeyDictionary[DistributedApplication, Runs] = weakref.WeakKey
 
 
 def tell_if_never_started(application: DistributedApplication, runs: Runs) -> None:
-    """At the end of the program, tell whoever has forgotten to start an application.
+    """Tell whoever has forgotten to start an application, at the end of the program.
 
     That concerns the global variables of a script: what is imported is started by somebody else,
     and what is typed in perhaps later.

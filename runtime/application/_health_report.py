@@ -46,7 +46,7 @@ class HealthReport:
         subscriptions: those of the actors.
         letters: the dead letters of the run.
         watchdog: knows what has been running for too long.
-        starting: what its start waits for.
+        progress: what its start waits for.
 
     Attributes:
         noted: problems that were noted when they came up, by name, until they are over.
@@ -58,11 +58,11 @@ class HealthReport:
         subscriptions: Subscriptions,
         letters: DeadLetterLimit,
         watchdog: Watchdog,
-        starting: StartProgress,
+        progress: StartProgress,
     ) -> None:
         self.noted: dict[str, str] = {}
         self._run = run
-        self._starting = starting
+        self._progress = progress
         self._subscriptions = subscriptions
         self._letters = letters
         self._watchdog = watchdog
@@ -96,7 +96,7 @@ class HealthReport:
         found = Problems(self.noted)
         name = self._run.settings.identity.application
         if self._run.is_starting:
-            found.add(name, f"it {self._starting}")
+            found.add(name, f"it {self._progress}")
         elif not self._run.is_running:
             found.add(name, "it is stopping")
         for connection in self._run.connections:

@@ -124,7 +124,7 @@ class Run:
         self._confirming: asyncio.Task[None] | None = None
         self._log = LimitedLog(log)
         self._letters = DeadLetterLimit(settings.dead_letter_limit)
-        self._waits = StartProgress(self._name, self._refuse_if_stopping)
+        self._progress = StartProgress(self._name, self._refuse_if_stopping)
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
         # Not at the top: what is not started has nothing to report.
@@ -137,7 +137,7 @@ class Run:
         self._admin = AdminEndpoint(self, admin, exposition)
         self._observer = self._admin.observing(settings.observer)
         self.report = HealthReport(
-            self, self._subscriptions, self._letters, self._watchdog, self._waits
+            self, self._subscriptions, self._letters, self._watchdog, self._progress
         )
         self._dead_letters: DeadLetters | None = None
         self.durable_states: DurableStates | None = None
@@ -394,7 +394,7 @@ class Run:
             )
         self._watchdog.watch_loop()
         try:
-            await self._start(self._waits)
+            await self._start(self._progress)
         except BaseException as error:
             # What is being stopped fails in many ways; none of them is why the start ends.
             stopped = self.state >= RunState.STOPPING and isinstance(error, SpaDatError)
@@ -413,7 +413,7 @@ class Run:
                 raise self._stopped_early() from error
             raise
         finally:
-            self._waits.end()
+            self._progress.end()
         self._enter(RunState.RUNNING)
         self._watchdog.start()
         self.report.start()
@@ -425,12 +425,12 @@ class Run:
             ", ".join(connection.provider.address for connection in self._buses) or "no bus",
         )
 
-    async def _start(self, waits: StartProgress) -> None:
+    async def _start(self, progress: StartProgress) -> None:
         await self._admin.open()
         if self._metrics is not None:
             self._metrics.start()
         self._make_connections()
-        await waits.all(
+        await progress.all(
             (partial(connection_of, connection), connect(connection)) for connection in self._buses
         )
         if self.settings.outbox is not None:
@@ -447,21 +447,21 @@ class Run:
                 and not actor.options.are_kept_by(actor.connection.provider)
             ]
             sending = self.durable_states.open({actor.name: actor.connection for actor in durable})
-            await waits.all([(lambda: "what an earlier run has left to be sent", sending)])
+            await progress.all([(lambda: "what an earlier run has left to be sent", sending)])
         owners = [
             RequiredResources("application", self._resources),
             *(actor.required_resources for actor in self._actors),
         ]
         opening = asyncio.ensure_future(self._resource_manager.open(owners))
-        await waits.all([(lambda: self._resource_manager.opening, opening)])
+        await progress.all([(lambda: self._resource_manager.opening, opening)])
         shared, *own = opening.result()
         # Before the actors start, because they may publish to each other at once. What arrives in
         # the meantime waits in their mailboxes.
         routers = self._routers = self._subscriptions.open(self._system)
-        await waits.all((partial(subscription_of, router), router.start()) for router in routers)
+        await progress.all((partial(subscription_of, router), router.start()) for router in routers)
         for actor, resources in zip(self._actors, own, strict=True):
             actor.spawn(self.settings.restart, shared | resources)
-        await waits.all((partial(start_of, lane), lane.started()) for lane in self._lanes())
+        await progress.all((partial(start_of, lane), lane.started()) for lane in self._lanes())
 
     def begin(self) -> None:
         """Start the producers, now that everything else is running."""

@@ -40,7 +40,7 @@ class Sampling:
         self._timed = 0
 
     def choose(self, delivery: Delivery) -> None:
-        """Time this message, which has just arrived."""
+        """Choose this message, which has just arrived, and the next one."""
         delivery.arrived = now = self._clock()
         self.left = self._left_out(now)
 

@@ -104,7 +104,7 @@ def _listener(url: str, topics: Sequence[str]) -> DistributedApplication:
 
     @application.application(tuple(topics), deliver="all")
     async def listen() -> None:
-        """Never called: the tap takes everything."""
+        """Do nothing: the tap takes everything."""
 
     return application
 

@@ -74,7 +74,7 @@ class Worker:
             self.is_hopeless = self.has_loop = False
 
     def sign_of_life(self) -> None:
-        """Its event loop goes on."""
+        """Note that its event loop goes on."""
         self.has_loop = True
         self.alive = time.monotonic()
 
