@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from typing import Unpack
 
 from ..errors import ConfigurationError, RemoteError, RequestError, SpaDatError
 from ..runtime import DistributedApplication, Message, MessageBuilder, PublishOptions, Socket
@@ -27,13 +27,8 @@ def publish(
     *,
     name: str | None,
     lines: bool,
-    headers: Mapping[str, str],
-    key: str | None,
-    content_type: str | None,
-    qos: int | None,
-    retain: bool,
-    expiry: float | None,
     timeout: float,
+    **options: Unpack[PublishOptions],
 ) -> int:
     """Publish a message, or one for each line; returns the exit code.
 
@@ -43,39 +38,27 @@ def publish(
         payload: see `read_payload`.
         name: of the provider in the document.
         lines: publish each line of the payload by itself.
-        headers: as for `Socket.publish`, like the rest.
-        key: of the message.
-        content_type: None for what the payload looks like.
-        qos: None for the default of the bus.
-        retain: whether the broker keeps it.
-        expiry: seconds; None for never.
         timeout: seconds to wait for each confirmation.
+        options: of the message; without a content type it is what the payload looks like.
 
     Raises:
         ConfigurationError: an argument is wrong.
         TransportError: the broker cannot be used, or has not confirmed the message.
     """
     provider = broker_at(url, name=name)
-    if retain and isinstance(provider.config, KafkaConfig):
+    if options.get("retain") and isinstance(provider.config, KafkaConfig):
         raise ConfigurationError(
             "--retain is for MQTT: Kafka keeps messages as the topic is set up, and --key tells"
             " which of them is the newest of a compacted topic"
         )
-    options: PublishOptions = {
-        "headers": headers,
-        "key": key,
-        "qos": qos,
-        "retain": retain,
-        "expiry": expiry,
-    }
     if lines:
         with opened_lines(payload, _largest(provider)) as read:
-            sending = _publish_lines(provider, topic, read, content_type, options, timeout)
+            sending = _publish_lines(provider, topic, read, options, timeout)
             count = run_client(sending)
         write_notice(f"messages published: {count}")
         return 0
     data = read_payload(payload, _largest(provider))
-    run_client(_publish(provider, topic, data, content_type, options, timeout))
+    run_client(_publish(provider, topic, data, options, timeout))
     return 0
 
 
@@ -85,11 +68,9 @@ def request(
     payload: str | None,
     *,
     name: str | None,
-    headers: Mapping[str, str],
-    key: str | None,
-    content_type: str | None,
     timeout: float,
     as_json: bool,
+    **options: Unpack[PublishOptions],
 ) -> int:
     """Send a request, and print the reply; returns the exit code.
 
@@ -98,11 +79,9 @@ def request(
         topic: to publish on.
         payload: see `read_payload`.
         name: of the provider in the document.
-        headers: names and values.
-        key: of the message.
-        content_type: None for what the payload looks like.
         timeout: seconds to wait for the reply.
         as_json: print the whole message for programs.
+        options: as for `publish`.
 
     Raises:
         ConfigurationError, TransportError: as for `publish`.
@@ -112,8 +91,7 @@ def request(
     check_open()
     provider = broker_at(url, name=name)
     data = read_payload(payload, _largest(provider))
-    options: PublishOptions = {"headers": headers, "key": key}
-    asking = _request(provider, topic, data, content_type, options, timeout)
+    asking = _request(provider, topic, data, options, timeout)
     reply = run_client(asking)
     with printing():
         write_text(message_as_json(reply) if as_json else payload_as_text(reply))
@@ -124,23 +102,21 @@ async def _publish(
     provider: SocketProvider,
     topic: str,
     payload: bytes,
-    content_type: str | None,
     options: PublishOptions,
     timeout: float,
 ) -> None:
     async with DistributedApplication(provider) as application:
-        await _send(application.socket(), topic, payload, content_type, options, timeout)
+        await _send(application.socket(), topic, payload, options, timeout)
 
 
 async def _send(
     socket: Socket,
     topic: str,
     payload: bytes,
-    content_type: str | None,
     options: PublishOptions,
     timeout: float,
 ) -> None:
-    stated = _stating(content_type, payload, options)
+    stated = _stated(options, payload)
     # None is sent as nothing, without a content type.
     await socket.publish(topic, payload or None, timeout=timeout, **stated)
 
@@ -149,7 +125,6 @@ async def _publish_lines(
     provider: SocketProvider,
     topic: str,
     read: ReadLines,
-    content_type: str | None,
     options: PublishOptions,
     timeout: float,
 ) -> int:
@@ -163,7 +138,7 @@ async def _publish_lines(
         socket = application.socket()
         try:
             async for number, line in read():
-                sending = _send(socket, topic, line, content_type, options, timeout)
+                sending = _send(socket, topic, line, options, timeout)
                 unconfirmed.append((number, asyncio.create_task(sending)))
                 # It puts its message into the outbox, of which there may be too little.
                 await asyncio.sleep(0)
@@ -195,11 +170,10 @@ async def _request(
     provider: SocketProvider,
     topic: str,
     payload: bytes,
-    content_type: str | None,
     options: PublishOptions,
     timeout: float,
 ) -> Message[bytes]:
-    stated = _stating(content_type, payload, options)
+    stated = _stated(options, payload)
     message = MessageBuilder()(topic, payload or None, **stated)
     async with DistributedApplication(provider) as application:
         try:
@@ -210,9 +184,10 @@ async def _request(
             raise RequestError(f"the responder answered with an error, {error}") from error
 
 
-def _stating(content_type: str | None, payload: bytes, options: PublishOptions) -> PublishOptions:
-    """Return the options together with the content type, given or as the payload looks."""
-    return {**options, "content_type": content_type or content_type_of(payload)}
+def _stated(options: PublishOptions, payload: bytes) -> PublishOptions:
+    """Return the options with a content type, which is what the payload looks like without one."""
+    content_type = options.get("content_type") or content_type_of(payload)
+    return {**options, "content_type": content_type}
 
 
 def _largest(provider: SocketProvider) -> int:
