@@ -75,7 +75,7 @@ class AdministeredRun(Protocol):
         """The buses in use."""
 
     @property
-    def report(self) -> AdministeredHealth:
+    def health_report(self) -> AdministeredHealth:
         """What can be told about its health."""
 
     @property

@@ -85,7 +85,7 @@ class AdminEndpoint:
         self._socket = listening = self._address.bound()
         run = self._run
         answers = Answers(
-            lambda: run.report.health,
+            lambda: run.health_report.health,
             _Readiness(run).reasons,
             self._picture.document,
             run.controls,
@@ -134,10 +134,10 @@ class _Readiness:
     def reasons(self) -> dict[str, str]:
         """Return why, as found out lately; while it is starting or stopping, as it is now."""
         if not self._run.is_running:
-            return self._run.report.reasons_not_ready()
+            return self._run.health_report.reasons_not_ready()
         now = self._loop.time()
         if self._latest is None or now >= self._until:
             actors = len(self._run.actors)
             self._until = now + min(actors * _READINESS_OF_ACTOR, _OLDEST_READINESS)
-            self._latest = self._run.report.reasons_not_ready()
+            self._latest = self._run.health_report.reasons_not_ready()
         return self._latest

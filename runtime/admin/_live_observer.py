@@ -129,7 +129,7 @@ class LiveObserver:
         """Return all that can be told, as JSON; see docs/production.md. Takes many small steps."""
         run = self._run
         # JSON cannot have all that the name of a file can.
-        problems = {name: escaped(text) for name, text in run.report.problems.items()}
+        problems = {name: escaped(text) for name, text in run.health_report.problems.items()}
         identity = run.settings.identity
         actors = []
         until = self._loop.time() + _SLICE
@@ -145,13 +145,13 @@ class LiveObserver:
                 "application": identity.application,
                 "instance": identity.instance,
                 "pid": os.getpid(),
-                "state": run.report.state(problems),
+                "state": run.health_report.state(problems),
                 "problems": problems,
                 "at": run.settings.environment.now(),
                 "clock": self._loop.time(),
-                "loop_lag": run.report.loop_lag,
+                "loop_lag": run.health_report.loop_lag,
                 "actors": actors,
-                "connections": run.report.connections,
+                "connections": run.health_report.connections,
                 "publishes": publishes,
                 "publishes_left_out": left_out,
                 "receives": self._receives(),
@@ -160,7 +160,7 @@ class LiveObserver:
         )
 
     def _actor(self, actor: ActorRunner, problems: Mapping[str, str]) -> dict[str, Any]:
-        health = self._run.report.actor(actor)
+        health = self._run.health_report.actor(actor)
         figures = self._figures.get(actor.name) or ActorFigures()
         options = actor.options
         in_process = options.placement == "process"

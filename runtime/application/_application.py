@@ -484,7 +484,7 @@ class DistributedApplication:
         run = self._runs.current
         if run is None:
             return {self.name: f"it is not running{self._runs.why}"}
-        return run.report.problems
+        return run.health_report.problems
 
     def health(self) -> Health:
         """Return the state of the application at this moment, as an object that does not change.
@@ -494,7 +494,7 @@ class DistributedApplication:
         messages that are here; messages cost nothing while nobody asks.
         """
         run = self._runs.current
-        return self._runs.health_at_rest if run is None else run.report.health
+        return self._runs.health_at_rest if run is None else run.health_report.health
 
     @property
     def stop_report(self) -> StopReport | None:

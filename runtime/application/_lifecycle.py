@@ -90,7 +90,7 @@ class Run:
     Attributes:
         state: the state of the run.
         reason: the reason to stop, once there is one.
-        report: what can be told about its health.
+        health_report: what can be told about its health.
         durable_states: the states of durable keys; None if no actor has any.
         stop_report: what became of its messages; None until it has stopped.
     """
@@ -136,7 +136,7 @@ class Run:
         self.controls = ActorControls(self._name, lambda: self._actors, self._why_no_control)
         self._admin = AdminEndpoint(self, admin, exposition)
         self._observer = self._admin.observing(settings.observer)
-        self.report = HealthReport(
+        self.health_report = HealthReport(
             self, self._subscriptions, self._letters, self._watchdog, self._progress
         )
         self._dead_letters: DeadLetters | None = None
@@ -158,7 +158,7 @@ class Run:
         # Not at the top: most applications have no metrics.
         from ._metrics_export import MetricsExport
 
-        return MetricsExport(self.settings, lambda: self.report.health)
+        return MetricsExport(self.settings, lambda: self.health_report.health)
 
     def _enter(self, state: RunState) -> None:
         """Move on to a later state. Nothing else changes the state."""
@@ -202,7 +202,7 @@ class Run:
 
     def parked(self, actor: str, lane: str) -> None:
         """Note that a dead letter was stored, so whatever prevented it is over."""
-        self.report.noted.pop(lane, None)
+        self.health_report.noted.pop(lane, None)
         self.settings.stats["dead_letters.stored"] += 1
         if self._letters.stored(actor):
             self.unhealthy(actor, self._letters.problem)
@@ -212,13 +212,13 @@ class Run:
     def letter_gone(self, actor: str) -> None:
         """Note that a dead letter of the actor was taken away, which makes room for another."""
         self._letters.gone(actor)
-        if self.report.noted.get(actor) == self._letters.problem:
-            del self.report.noted[actor]
+        if self.health_report.noted.get(actor) == self._letters.problem:
+            del self.health_report.noted[actor]
 
     def unhealthy(self, actor: str, reason: str) -> None:
         """Note, and log, why an actor cannot do its work."""
-        if self.report.noted.get(actor) != reason:
-            self.report.noted[actor] = reason
+        if self.health_report.noted.get(actor) != reason:
+            self.health_report.noted[actor] = reason
             log.error("%s: actor %r: %s", self._name, actor, reason)
 
     def stop_actor(self, actor: ActorRunner) -> None:
@@ -265,7 +265,7 @@ class Run:
             self._loop.call_later(self.settings.stop_timeout, self._give_up_start)
         self.reason.give(error)
         if error is not None:
-            self.report.noted[self._name] = f"it has failed: {reason_of(error)}"
+            self.health_report.noted[self._name] = f"it has failed: {reason_of(error)}"
 
     def _give_up_start(self) -> None:
         if self.state is RunState.STARTING:
@@ -416,7 +416,7 @@ class Run:
             self._progress.end()
         self._enter(RunState.RUNNING)
         self._watchdog.start()
-        self.report.start()
+        self.health_report.start()
         log.info(
             "application %r instance %r has started: %d actors, %s",
             identity.application,
@@ -583,7 +583,7 @@ class Run:
     def _let_go(self) -> None:
         """Look at it no more, and let another run use its buses."""
         self._watchdog.stop()
-        self.report.stop()
+        self.health_report.stop()
         if self._metrics is not None:
             self._metrics.stop()
         self._buses.release()
@@ -648,4 +648,4 @@ class Run:
         if self.observer is not None:
             self.observer.failed(f"{self._system.name}/{ref.name}", where, error, None)
         if where in ("restart", "task"):
-            self.report.noted[ref.name] = describe(error)
+            self.health_report.noted[ref.name] = describe(error)

@@ -330,7 +330,11 @@ class ChildMain:
         self._loop.call_later(self._tick, self._beat)
         self._count()
         if self._run is not None:
-            texts = [text for name, text in self._run.report.problems.items() if not self._stopping]
+            texts = [
+                text
+                for name, text in self._run.health_report.problems.items()
+                if not self._stopping
+            ]
             if texts != self._texts:
                 self._texts = texts
                 self.channel.send(ProblemsChanged(texts))
