@@ -14,6 +14,7 @@ from aiokafka.structs import TopicPartition
 from spa_dat import Context, DistributedApplication, Message, RetryPolicy, Socket
 from spa_dat.errors import PublishUnknown
 from spa_dat.testing import Kafka
+from support.flooded import check_that_who_is_flooded_can_publish_and_request
 from support.kafka_bus import create, new_prefix, read
 from support.waiting import eventually
 
@@ -119,36 +120,7 @@ async def test_a_handler_with_full_mailbox_and_window_can_publish_and_request(
     kafka: Kafka,
 ) -> None:
     app = DistributedApplication(address(kafka), name="full")
-    handled: list[int] = []
-    outputs: list[bytes] = []
-    flooded = asyncio.Event()
-
-    @app.application("work", window=10, mailbox=10)
-    async def work(number: int, socket: Socket) -> None:
-        await flooded.wait()
-        await socket.publish("done", str(number).encode(), timeout=20.0)
-        assert await socket.request("double", number, reply=int, timeout=20.0) == 2 * number
-        handled.append(number)
-
-    @app.application("done")
-    async def done(payload: bytes) -> None:
-        outputs.append(payload)
-
-    @app.application("double")
-    async def double(number: int) -> int:
-        return 2 * number
-
-    @app.producer()
-    async def flood(socket: Socket) -> None:
-        for number in range(300):
-            socket.post("work", number)
-        await socket.publish("work", 300)
-        flooded.set()
-
-    async with app:
-        await eventually(lambda: len(handled) == 301, 60.0)
-        await eventually(lambda: len(outputs) == 301)
-    assert handled == list(range(301))
+    await check_that_who_is_flooded_can_publish_and_request(app)
 
 
 async def committed(kafka: Kafka, group: str, topic: str) -> int | None:

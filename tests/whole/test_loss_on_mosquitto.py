@@ -17,6 +17,7 @@ import pytest
 from spa_dat import DistributedApplication, Socket
 from spa_dat.testing import Mosquitto
 from support import ledger_consumer_path
+from support.flooded import check_that_who_is_flooded_can_publish_and_request
 from support.machine import examples
 from support.waiting import eventually
 
@@ -146,35 +147,7 @@ async def test_a_handler_with_full_mailbox_and_window_can_publish_and_request(
 ) -> None:
     broker = own_mosquitto(durable=True)
     app = DistributedApplication(broker.url, name="full")
-    handled: list[int] = []
-    outputs: list[bytes] = []
-    flooded = asyncio.Event()
-
-    @app.application("work", window=10, mailbox=10)
-    async def work(number: int, socket: Socket) -> None:
-        await flooded.wait()
-        await socket.publish("done", str(number).encode(), timeout=20.0)
-        assert await socket.request("double", number, reply=int, timeout=20.0) == 2 * number
-        handled.append(number)
-
-    @app.application("done")
-    async def done(payload: bytes) -> None:
-        outputs.append(payload)
-
-    @app.application("double")
-    async def double(number: int) -> int:
-        return 2 * number
-
-    @app.producer()
-    async def flood(socket: Socket) -> None:
-        for number in range(300):
-            await socket.publish("work", number)
-        flooded.set()
-
-    async with app:
-        await eventually(lambda: len(handled) == 300, 60.0)
-        await eventually(lambda: len(outputs) == 300)
-    assert handled == list(range(300))
+    await check_that_who_is_flooded_can_publish_and_request(app)
 
 
 async def test_sigterm_under_load_leaves_the_rest_with_the_broker(

@@ -131,7 +131,8 @@ async def test_requests_that_wait_while_the_application_ends_are_told() -> None:
 # Whoever embeds it may be cancelled, or end, at any moment.
 
 
-async def test_the_next_start_waits_for_a_stop_that_nobody_waits_for_any_more() -> None:
+async def left_while_it_stops() -> tuple[DistributedApplication, list[int]]:
+    """Return an application that still stops, and what its handler has handled by then."""
     app = DistributedApplication("memory://", name="plant", stop_timeout=10)
     begun = asyncio.Event()
     ended: list[int] = []
@@ -147,6 +148,11 @@ async def test_the_next_start_waits_for_a_stop_that_nobody_waits_for_any_more() 
     await begun.wait()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(app.aclose(), 1)
+    return app, ended
+
+
+async def test_the_next_start_waits_for_a_stop_that_nobody_waits_for_any_more() -> None:
+    app, ended = await left_while_it_stops()
     assert ended == []
     assert app.problems == {"plant": "it is stopping"}
     async with app:
@@ -155,21 +161,7 @@ async def test_the_next_start_waits_for_a_stop_that_nobody_waits_for_any_more() 
 
 
 async def test_closing_again_waits_for_the_same_end() -> None:
-    app = DistributedApplication("memory://", name="plant", stop_timeout=10)
-    begun = asyncio.Event()
-    ended: list[int] = []
-
-    @app.application("a")
-    async def handler(payload: int) -> None:
-        begun.set()
-        await asyncio.sleep(5)
-        ended.append(payload)
-
-    await app.__aenter__()
-    app.socket().post("a", 1)
-    await begun.wait()
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(app.aclose(), 1)
+    app, ended = await left_while_it_stops()
     await app.aclose()
     assert ended == [1]
     assert app.problems == {"plant": "it is not running"}
