@@ -307,6 +307,28 @@ def anchors(page: Path) -> set[str]:
     }
 
 
+LONG = 400
+"""Lines of a page from which on it begins with a list of its sections."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        page
+        for page in PAGES
+        if page.parent == ROOT / "docs" and page.read_text(encoding="utf-8").count("\n") > LONG
+    ],
+    ids=lambda page: page.name,
+)
+def test_a_long_page_begins_with_a_list_of_its_sections(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    beginning, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    assert re.findall(r"^- \[(.*?)\]\(#", beginning, re.MULTILINE) == [
+        section.partition("\n")[0] for section in sections
+    ]
+
+
 DIAGRAM = re.compile(
     r"^(?P<before>[A-Z_]+(?:, [A-Z_]+)*|any) +-> (?P<after>[A-Z_]+)\b", re.MULTILINE
 )
