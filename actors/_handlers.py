@@ -1,4 +1,4 @@
-"""`on` and `on_reminder`, which mark methods as handlers; what of is opaque here."""
+"""`on` and `on_reminder`, which mark methods as handlers; what they handle is opaque here."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ class DurableOutbox(DelegatingBus):
 
     @staticmethod
     def _passes(envelope: Envelope) -> bool:
-        """Whether a message is none that is recorded."""
+        """Return whether a message is none that is recorded."""
         return (
             envelope.correlation is not None
             or envelope.qos == 0

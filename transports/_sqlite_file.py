@@ -178,7 +178,7 @@ class SqliteFile:
 
     @staticmethod
     def is_full(error: BaseException) -> bool:
-        """Whether a write has failed because the disk, or a limit of the system, has no room."""
+        """Return whether a write has failed as the disk, or a limit of the system, has no room."""
         return isinstance(error, OSError) or _code(error) in _WHY_IT_IS_FULL
 
     def _found(self) -> tuple[int, int] | None:

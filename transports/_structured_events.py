@@ -36,7 +36,7 @@ class _Flaw(Exception):
 
 
 def is_structured(content_type: str | None) -> bool:
-    """Whether a message with this content type is a CloudEvent in structured mode, in JSON."""
+    """Return whether this content type is that of a CloudEvent in structured mode, in JSON."""
     return (
         content_type is not None
         # Hardly any other is that long.

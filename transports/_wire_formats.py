@@ -94,7 +94,7 @@ class WireFormat:
     """Whether messages have to be packed before they are written."""
 
     def is_packed(self, envelope: Envelope) -> bool:
-        """Whether a received message may have to be opened; its payload must not be left out."""
+        """Return whether a received message may have to be opened, so that it needs its payload."""
         content_type = envelope.content_type
         if content_type is None:
             return envelope.id is None and envelope.payload[:_LENGTH_OF_BEGINNING] == _BEGINNING

@@ -9,7 +9,7 @@ import traceback
 from types import FrameType
 from typing import Any
 
-from ...runtime.diagnostics._stacks import frames_of, is_ours
+from ...runtime.diagnostics._stacks import frames_above, frames_of, is_ours
 
 __all__ = ["frames_of_other_threads", "stack_of", "stack_of_frame"]
 
@@ -31,11 +31,7 @@ def frames_of_other_threads() -> dict[int, FrameType]:
 
 def stack_of_frame(frame: FrameType | None) -> str:
     """Return the stack above a frame, from where the runtime called the user's code."""
-    frames: list[FrameType] = []
-    while frame is not None and not (frames and is_ours(frame)):
-        frames.append(frame)
-        frame = frame.f_back
-    return _lines(frames[::-1])
+    return _lines(frames_above(frame))
 
 
 def _lines(frames: list[FrameType]) -> str:

@@ -346,7 +346,7 @@ class AdminServer:
 
 
 def _is_direct(hosts: list[str], origins: list[str]) -> bool:
-    """Whether a request does not come through a name that somebody else may point anywhere.
+    """Return whether a request does not come through a name that somebody else may point anywhere.
 
     A page in a browser can make a name of its own stand for this address (DNS rebinding), but not
     an IP address.

@@ -56,7 +56,7 @@ def _tell(process: int) -> None:
 
 
 def _starts(name: str) -> bool:
-    """Whether the script says how the application is started, and has ended before it got there."""
+    """Return whether the script starts the application, and has ended before it got there."""
     path = vars(sys.modules["__main__"]).get("__file__")
     try:
         tree = ast.parse(Path(path or "").read_bytes())

@@ -242,7 +242,7 @@ def name_of(text: str) -> str:
 
 
 def _is_text(bare: Any) -> bool:
-    """Whether values of a type are sent as text, without quotes."""
+    """Return whether values of a type are sent as text, without quotes."""
     if get_origin(bare) is Literal:
         return all(isinstance(value, str) for value in get_args(bare))
     return isinstance(bare, type) and issubclass(bare, str)

@@ -11,7 +11,15 @@ from typing import Any, cast
 
 from ...errors import SpaDatError
 
-__all__ = ["frames_of", "frames_of_thread", "is_ours", "of_users_code", "place", "users_part"]
+__all__ = [
+    "frames_above",
+    "frames_of",
+    "frames_of_thread",
+    "is_ours",
+    "of_users_code",
+    "place",
+    "users_part",
+]
 
 _OURS = __name__.partition(".")[0] + "."
 _LIBRARIES = tuple(
@@ -61,7 +69,11 @@ def users_part(task: asyncio.Future[Any]) -> object | None:
 
 def frames_of_thread(ident: int | None) -> list[FrameType]:
     """Return the frames of a thread, outermost first, from where this package called other code."""
-    frame = None if ident is None else sys._current_frames().get(ident)
+    return frames_above(None if ident is None else sys._current_frames().get(ident))
+
+
+def frames_above(frame: FrameType | None) -> list[FrameType]:
+    """Return a frame and its callers, outermost first, from where this package called others."""
     frames: list[FrameType] = []
     while frame is not None and not (frames and is_ours(frame)):
         frames.append(frame)
@@ -70,7 +82,7 @@ def frames_of_thread(ident: int | None) -> list[FrameType]:
 
 
 def is_ours(frame: FrameType) -> bool:
-    """Whether a frame runs code of this package or of asyncio."""
+    """Return whether a frame runs code of this package or of asyncio."""
     return _module(frame).startswith((_OURS, "asyncio."))
 
 

@@ -746,7 +746,7 @@ class DeliveryProcessor:
     # Requests.
 
     def may_answer(self, delivery: RoutedDelivery) -> bool:
-        """Whether a reply may go where the message asks for; says so in the log when not."""
+        """Return whether a reply may go where the message asks for; says so in the log when not."""
         envelope = delivery.envelope
         if self._lane.handlers[delivery.route.handler].responder:
             return self._request_of(delivery) is not None

@@ -56,7 +56,7 @@ def deadline_missed(text: str) -> TimeoutError:
 
 
 def is_outage(error: BaseException, *, connected: bool) -> bool:
-    """Whether a handler failed because a connection was lost, which is not its fault.
+    """Return whether a handler failed because a connection was lost, which is not its fault.
 
     A failure during a working connection counts as an attempt, whatever it was: otherwise a handler
     that always posts too much, or always waits too briefly, would be called forever. A group is an

@@ -217,7 +217,7 @@ class HandlerThread:
             self._give_up(self._worker)
 
     def runs_in(self, executor: Executor) -> bool:
-        """Whether the executor is the thread of these handlers."""
+        """Return whether the executor is the thread of these handlers."""
         return self._worker is executor
 
     def replace(self) -> None:

@@ -253,7 +253,7 @@ class KeyedLane(Lane):
         return cell.instance if self.host.is_class else shared
 
     def _makes_at_once(self, cell: KeyCell) -> bool:
-        """Whether nothing has to be awaited to make the state of a key."""
+        """Return whether nothing has to be awaited to make the state of a key."""
         return not self.host.activates
 
     def _make(self, cell: KeyCell) -> None:

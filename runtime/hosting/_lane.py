@@ -165,7 +165,7 @@ class Lane:
         return self._thread.take_resources(required, partial(self.failed, "resource"))
 
     def runs_in(self, executor: Executor) -> bool:
-        """Whether the executor is the thread of its handlers."""
+        """Return whether the executor is the thread of its handlers."""
         return self._thread.runs_in(executor)
 
     def dropped(self, item: Any) -> None:

@@ -137,7 +137,7 @@ class MessagePart:
     always: bool
 
     def takes(self, annotation: Any, *, required: bool) -> bool:
-        """Whether a parameter with this annotation can get it."""
+        """Return whether a parameter with this annotation can get it."""
         if annotation in _ANYTHING:
             return True
         bare, optional = bare_type(annotation)

@@ -127,7 +127,7 @@ class Injection:
         return cls(signature, analysis(signature, available).run())
 
     def is_responder(self, replies: bool = False) -> bool:
-        """Whether it answers requests, even if only with an error."""
+        """Return whether it answers requests, even if only with an error."""
         return replies or self.returns_value or self.wants_message_builder
 
     def __repr__(self) -> str:

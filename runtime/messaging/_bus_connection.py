@@ -64,7 +64,7 @@ class HandlesTopic(Protocol):
     """Filters that come and go, of which only whether they match is of interest here."""
 
     def handles(self, topic: str) -> bool:
-        """Whether one of the filters matches the topic."""
+        """Return whether one of the filters matches the topic."""
 
 
 class Publishes(Protocol):
@@ -396,7 +396,7 @@ class BusConnection:
         """Note what a child process of an actor publishes; its code has the envelope made."""
 
     def takes(self, topic: str) -> bool:
-        """Whether an actor of this application subscribes to the topic."""
+        """Return whether an actor of this application subscribes to the topic."""
         return bool(self.filters.match(topic)) or any(
             subscription.handles(topic) for subscription in self.subscribed
         )

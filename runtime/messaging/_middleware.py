@@ -363,10 +363,10 @@ def check_middleware(middleware: object) -> Middleware:
 
 
 def handles(middleware: Middleware) -> bool:
-    """Whether it has a method ``handle`` of its own."""
+    """Return whether it has a method ``handle`` of its own."""
     return getattr(middleware.handle, "__func__", None) is not Middleware.handle
 
 
 def publishes(middleware: Middleware) -> bool:
-    """Whether it has a method ``publish`` of its own."""
+    """Return whether it has a method ``publish`` of its own."""
     return getattr(middleware.publish, "__func__", None) is not Middleware.publish

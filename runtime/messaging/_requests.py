@@ -119,7 +119,7 @@ class _PendingRequest:
             self.future.set_exception(error)
 
     def is_repeated(self, envelope: Envelope) -> bool:
-        """Whether the same reply has come before: it was sent twice, or the responder ran twice."""
+        """Return whether the same reply has come before: sent twice, or by two runs."""
         if envelope.id is None:
             return False
         known = (envelope.source, envelope.id)
@@ -264,7 +264,7 @@ class Requests:
             pending.future.set_result(pending.replies)
 
     def _keeps(self, pending: _PendingRequest, envelope: Envelope) -> bool:
-        """Whether there is room for one more reply; if not, add one that says so."""
+        """Return whether there is room for one more reply; if not, add one that says so."""
         size = _size(envelope)
         if pending.wanted is None and len(pending.replies) >= pending.limit:
             problem = f"more than {pending.limit} replies arrived: raise limit= to get them"

@@ -122,11 +122,11 @@ class Turn(msgspec.Struct, eq=False):
         return self.message_id if isinstance(self.message_id, Delivery) else self._delivery
 
     def is_reply(self, topic: str) -> bool:
-        """Whether what is published to a topic now is the reply to the request."""
+        """Return whether what is published to a topic now is the reply to the request."""
         return self.request is not None and self.request.response_topic == topic
 
     def addresses(self, text: str) -> bool:
-        """Whether a text is part of the message's topic or of its response topic."""
+        """Return whether a text is part of the message's topic or of its response topic."""
         if (delivery := self.delivery) is None:
             return False
         envelope = delivery.envelope
@@ -194,7 +194,7 @@ def lasting_identity(envelope: Envelope) -> str | None:
 
 
 def is_confirmed(post: asyncio.Future[None]) -> bool:
-    """Whether the broker has confirmed a post."""
+    """Return whether the broker has confirmed a post."""
     return post.done() and not post.cancelled() and post.exception() is None
 
 

@@ -195,7 +195,7 @@ class ActorOptions:
         return min(LARGEST_WINDOW, max(default, least, 2 * size * lanes))
 
     def must_say_deliver(self, provider: SocketProvider) -> bool:
-        """Whether several instances need ``deliver`` to know how messages are spread over them.
+        """Return whether several instances need ``deliver`` to know how messages are spread.
 
         On a bus that shares them by default they do not; that each gets a copy is too often not
         what is meant.

@@ -83,7 +83,7 @@ class AdminAddress:
         return AdminAddress(f"{bracketed(str(self.ip))}:{port}", self._token, self._whose)
 
     def allows(self, authorization: str | None) -> bool:
-        """Whether somebody who sends this header may know details."""
+        """Return whether somebody who sends this header may know details."""
         if self._token is None:
             return True
         given = (authorization or "").encode("utf-8", "surrogateescape")

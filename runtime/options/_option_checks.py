@@ -50,7 +50,7 @@ MOST_HOT = 1_000_000_000
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is an int or a float; True and False do not count."""
+    """Return whether a value is an int or a float; True and False do not count."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -46,7 +46,7 @@ Resource: TypeAlias = SupportedContextManagers | Callable[[], SupportedContextMa
 
 
 def is_enterable(value: object) -> bool:
-    """Whether a value is a context manager, synchronous or asynchronous."""
+    """Return whether a value is a context manager, synchronous or asynchronous."""
     # Looked up on the type: a class with __enter__ is a factory, not a context manager.
     kind = type(value)
     return hasattr(kind, "__aenter__") or hasattr(kind, "__enter__")
@@ -84,7 +84,7 @@ def check_name_of_resource(owner: str, name: object) -> None:
 
 
 def opens_in_thread(resource: Resource) -> bool:
-    """Whether an actor's thread can enter a resource: unless it is known to be asynchronous."""
+    """Return whether a thread can enter a resource: unless it is known to be asynchronous."""
     if is_enterable(resource):
         return not hasattr(type(resource), "__aenter__")
     made_by: Any = resource

@@ -59,7 +59,7 @@ def refuse_shared_state(name: str, state: Any, others: Iterable[tuple[str, Any]]
 
 
 def is_factory(state: Any) -> bool:
-    """Whether what was given as state is called to make the state."""
+    """Return whether what was given as state is called to make the state."""
     # Not everything callable: a model that is called to predict something is a value.
     return inspect.isroutine(state) or isinstance(state, type | partial | GenericAlias)
 

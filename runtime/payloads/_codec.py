@@ -79,7 +79,7 @@ def _essence_of(content_type: str) -> str:
 
 
 def has_format_of(codec: Codec, content_type: object) -> bool:
-    """Whether a content type is that of a codec, whatever its parameters and case."""
+    """Return whether a content type is that of a codec, whatever its parameters and case."""
     if not isinstance(content_type, str):
         return False
     own = codec.content_type
@@ -517,7 +517,7 @@ def _make_beside_others(annotation: Any, codec: Codec) -> Decoder[Any]:
 
 
 def _is_foreign(annotation: Any, bare: Any) -> bool:
-    """Whether nothing but a codec can know a type that has no decoder.
+    """Return whether nothing but a codec can know a type that has no decoder.
 
     Otherwise something about it is wrong: a type variable, a constraint, raw bytes in a union.
     """

@@ -18,7 +18,7 @@ _HARMLESS = ("DocInfo",)
 
 
 def is_foreign(value: object) -> bool:
-    """Whether a value is a constraint, or anything else, that only pydantic acts upon."""
+    """Return whether a value is a constraint, or anything else, that only pydantic acts upon."""
     kind = type(value)
     if kind.__name__ in _HARMLESS:
         return False
@@ -26,7 +26,7 @@ def is_foreign(value: object) -> bool:
 
 
 def is_foreign_default(value: object) -> bool:
-    """Whether a value is a ``pydantic.Field(...)`` where a default should be."""
+    """Return whether a value is a ``pydantic.Field(...)`` where a default should be."""
     return type(value).__name__ == "FieldInfo" and is_foreign(value)
 
 
@@ -36,7 +36,7 @@ def foreign_constraint(annotation: Any) -> str | None:
 
 
 def has_own_constraints(annotation: Any) -> bool:
-    """Whether an annotation contains a `msgspec.Meta`, which pydantic does not know."""
+    """Return whether an annotation contains a `msgspec.Meta`, which pydantic does not know."""
     return any(isinstance(value, msgspec.Meta) for value, _ in _metadata(annotation, "", []))
 
 

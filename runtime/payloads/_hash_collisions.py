@@ -40,12 +40,12 @@ _SAFE = (
 
 
 def may_collide(info: msgspec.inspect.Type) -> bool:
-    """Whether decoding to the type may fill a dict or set with keys of predictable hash values."""
+    """Return whether decoding to the type may fill a dict or set with keys of known hashes."""
     return any(map(_has_predictable_keys, _parts(info, [])))
 
 
 def may_collide_in_binary(info: msgspec.inspect.Type) -> bool:
-    """Whether `may_collide` holds in a format where any value may be a key: also for any type."""
+    """Return whether `may_collide` holds, of any type, in a format where any value may be a key."""
     return any(
         _has_predictable_keys(part)
         or isinstance(part, msgspec.inspect.AnyType | msgspec.inspect.CustomType)

@@ -17,12 +17,12 @@ __all__ = ["is_pydantic", "json_reader", "mentions_pydantic", "to_builtins", "va
 
 
 def is_pydantic(kind: object) -> bool:
-    """Whether a type is a pydantic model or a pydantic dataclass."""
+    """Return whether a type is a pydantic model or a pydantic dataclass."""
     return isinstance(kind, type) and "__pydantic_validator__" in kind.__dict__
 
 
 def mentions_pydantic(annotation: Any) -> bool:
-    """Whether a pydantic type is part of the annotation: ``Model``, ``list[Model]``, ``A | B``."""
+    """Return whether a pydantic type is part of the annotation, as in ``list[Model] | None``."""
     return any(is_pydantic(part) for part in _parts(annotation))
 
 

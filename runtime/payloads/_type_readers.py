@@ -46,7 +46,7 @@ def type_name(annotation: Any) -> str:
 
 
 def is_union(annotation: Any) -> bool:
-    """Whether an annotation is ``A | B``, in either spelling."""
+    """Return whether an annotation is ``A | B``, in either spelling."""
     return get_origin(annotation) in (Union, types.UnionType)
 
 
@@ -144,7 +144,7 @@ def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str
 
 
 def is_read_by_pydantic(annotation: Any) -> bool:
-    """Whether only pydantic can check values of the type; msgspec reads all others.
+    """Return whether only pydantic can check values of the type; msgspec reads all others.
 
     Raises:
         Exception: of any kind, if nothing can.
@@ -237,7 +237,7 @@ def _from_builtins(kind: type, value: Any) -> Any:
 
 
 def _is_served(info: msgspec.inspect.Type, seen: list[int]) -> bool:
-    """Whether msgspec can decode all of the type, with the help of `_from_builtins`."""
+    """Return whether msgspec can decode all of the type, with the help of `_from_builtins`."""
     if id(info) in seen:
         return True
     seen.append(id(info))

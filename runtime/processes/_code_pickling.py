@@ -150,7 +150,7 @@ def unpack(data: bytes) -> Shipment:
 
 
 def _is_of_its_module(function: types.FunctionType, by_value: set[str]) -> bool:
-    """Whether it was imported; one that was made inside another one has only the names it uses."""
+    """Return whether it was imported; one made inside another has only the names it uses."""
     if function.__module__ in by_value or function.__module__ not in sys.modules:
         return False
     return vars(sys.modules[function.__module__]) is function.__globals__
@@ -181,7 +181,7 @@ def _annotations(handler: Handler) -> dict[str, Any]:
 
 
 def _is_importable(module: str | None) -> bool:
-    """Whether a fresh process finds the module by its name."""
+    """Return whether a fresh process finds the module by its name."""
     if module is None or module == _MAIN:
         return False
     known = sys.modules.get(module)
@@ -483,7 +483,7 @@ def _search(
 
 
 def _leads_back(parts: list[tuple[str, Any]], by_value: _ByValue, seen: set[int]) -> bool:
-    """Whether something of the parts cannot be pickled, and was looked at before."""
+    """Return whether something of the parts cannot be pickled, and was looked at before."""
     return any(id(part) in seen and _problem(part, by_value) is not None for _, part in parts)
 
 

@@ -118,7 +118,7 @@ def _is_text(value: bytes | None) -> bool:
 
 
 def _has_more(envelope: Envelope) -> bool:
-    """Whether the raw headers contain more than their texts."""
+    """Return whether the raw headers contain more than their texts."""
     raw = envelope.raw_headers
     return len({name for name, _ in raw}) < len(raw) or not all(
         value is not None and _is_text(value) for _, value in raw

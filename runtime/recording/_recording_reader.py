@@ -84,7 +84,7 @@ def _read(path: Path, number: int, line: bytes) -> Receipt | None:
 
 
 def _is_cut_short(error: Exception) -> bool:
-    """Whether a line is not JSON at all, rather than JSON with wrong content."""
+    """Return whether a line is not JSON at all, rather than JSON with wrong content."""
     return isinstance(error, msgspec.DecodeError | UnicodeDecodeError) and not isinstance(
         error, msgspec.ValidationError
     )

@@ -204,12 +204,12 @@ class Registry:
 
 
 def is_interactive() -> bool:
-    """Whether somebody types the program in: in a notebook, in IPython, or at Python's prompt."""
+    """Return whether somebody types the program in: a notebook, IPython, Python's prompt."""
     return hasattr(sys, "ps1")
 
 
 def _redefines(spec: Spec[Any], earlier: Spec[Any]) -> bool:
-    """Whether a notebook cell was run again, or a definition was typed once more."""
+    """Return whether a notebook cell was run again, or a definition was typed once more."""
     if not is_interactive():
         return False
     return spec.name == earlier.name and _place(spec.source) == _place(earlier.source)

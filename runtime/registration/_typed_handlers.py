@@ -195,7 +195,7 @@ def check_types(topics: Sequence[Topic[Any, Any]], injection: Injection) -> None
 
 
 def _takes(wanted: Any, given: Any) -> bool:
-    """Whether a value of type ``given`` is also one of type ``wanted``, as far as can be seen."""
+    """Return whether a value of type ``given`` is one of type ``wanted``, as far as can be seen."""
     if isinstance(wanted, str | TypeVar) or isinstance(given, str | TypeVar):
         return True
     if wanted in (Any, object) or given is Any or wanted == given:

@@ -167,7 +167,7 @@ class BatchCollector(Mailbox):
         )
 
     def _is_mixed(self) -> bool:
-        """Whether a batch ends before the last delivery waiting; looks at each of them once."""
+        """Return whether a batch ends before the last delivery waiting; looks at each once."""
         items = self.items
         first = _kind(items[0])
         while self._alike < len(items) and _kind(items[self._alike]) == first:
@@ -175,7 +175,7 @@ class BatchCollector(Mailbox):
         return self._alike < len(items)
 
     def _is_heavy(self) -> bool:
-        """Whether the deliveries have enough bytes to wait no longer; looks at each once."""
+        """Return whether the deliveries have enough bytes to wait no longer; looks at each once."""
         if self._size_bytes is None:
             return False
         items = self.items
@@ -186,7 +186,7 @@ class BatchCollector(Mailbox):
         return self._weight >= self._size_bytes
 
     def _is_awaited(self) -> bool:
-        """Whether nothing more can arrive, even for other lanes, before the first is settled."""
+        """Return whether nothing more can arrive, for no lane, before the first is settled."""
         first = self._first
         return first.awaited and not first.route.router.inbox.items
 

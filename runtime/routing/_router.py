@@ -133,7 +133,7 @@ class Router(Actor):
         self._note_targets()
 
     def wants(self, topic: str) -> bool:
-        """Whether one of its routes is for the topic."""
+        """Return whether one of its routes is for the topic."""
         return bool(self._trie.match(topic))
 
     @property
@@ -491,7 +491,7 @@ class Router(Actor):
         )
 
     def is_last_copy(self, delivery: Delivery) -> bool:
-        """Whether the bus, which has forgotten what it sent, does not send it again."""
+        """Return whether the bus, which has forgotten what it sent, does not send it again."""
         return delivery.token >= 0 and delivery.epoch <= self._forgotten
 
 

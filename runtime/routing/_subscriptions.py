@@ -319,7 +319,7 @@ class RuntimeSubscription:
         self._forget(plain)
 
     def handles(self, topic: str) -> bool:
-        """Whether one of the filters matches."""
+        """Return whether one of the filters matches."""
         return self.router is not None and self.router.wants(topic)
 
     def _forget(self, pattern: str) -> None:

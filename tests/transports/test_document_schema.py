@@ -69,7 +69,7 @@ def values(kind: type[Any], option: str) -> list[object]:
 
 
 def wrong_for_another_reason(option: str, value: object, kind: type[Any]) -> bool:
-    """Whether the schema does not say it: a text of a certain form, or two options together."""
+    """Return whether the schema does not say it: a text of some form, or two options at once."""
     forms = {"host", "servers", "name", "prefix", "password_env", "password_file"}
     forms |= {"offset_reset", "websocket_path"}
     together = {"tls_key", "tls_key_password", "username", "password", "tls", "sasl_mechanism"}

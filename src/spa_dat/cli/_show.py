@@ -228,7 +228,7 @@ def _pattern(topic: str) -> str:
 
 
 def _is_wide(topic: str) -> bool:
-    """Whether a topic has wildcards: nobody can publish there, only subscribe."""
+    """Return whether a topic has wildcards: nobody can publish there, only subscribe."""
     return any(level in ("+", "#") for level in topic.split("/"))
 
 

@@ -85,7 +85,7 @@ def name_of(make: Callable[[], BaseException]) -> str:
 
 
 def ending(make: Callable[[], BaseException]) -> bool:
-    """Whether it is the reason to end the application, which it says then."""
+    """Return whether it is the reason to end the application, which it says then."""
     return isinstance(make(), SystemExit)
 
 

@@ -50,7 +50,7 @@ class Asked:
     """The replies, or the class of the error."""
 
     def takes(self, reply: Envelope) -> bool:
-        """Whether the reply counts."""
+        """Return whether the reply counts."""
         if self.outcome is not None:
             return False
         known = [(one.source, one.id) for one in self.replies]

@@ -60,7 +60,7 @@ class CollectorMachine(VirtualMachine):
         return Delivery(Envelope(topic="n", key=key), token=kind, route=self.routes[kind])
 
     def is_complete(self) -> bool:
-        """Whether nothing that may come makes the first batch larger."""
+        """Return whether nothing that may come makes the first batch larger."""
         return len(self.waiting) >= SIZE or self.has_another_kind()
 
     def has_another_kind(self) -> bool:

@@ -34,7 +34,7 @@ def all_of(*takers: Taker) -> list[int]:
 
 
 def is_paired(one: Taker) -> bool:
-    """Whether it was told to resume after each time that it was told to hold."""
+    """Return whether it was told to resume after each time that it was told to hold."""
     pairs = ["hold", "resume, redelivered"] * (len(one.events) // 2)
     return one.events == pairs
 

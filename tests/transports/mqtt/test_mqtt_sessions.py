@@ -42,7 +42,7 @@ class Session:
         return delivery, self.redelivery.resolve(delivery)
 
     def is_copy(self, token: int, envelope: Envelope = _MESSAGE, size: int = 1) -> bool:
-        """Whether this, sent with the mark of a duplicate, is passed over."""
+        """Return whether this, sent with the mark of a duplicate, is passed over."""
         duplicate = msgspec.structs.replace(envelope, redelivered=True)
         return self.redelivery.is_copy(duplicate, token, size)
 
