@@ -8,11 +8,11 @@ from typing import Any, TypeVar, Unpack, overload
 from .._busy_threads import BusyThread, place_of_caller
 from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
-from ..runtime.hosting._commit_steps import CommitStep
 from ..runtime.messaging._message import Message
 from ..runtime.messaging._outgoing_message import PublishOptions, outgoing_message
 from ..runtime.messaging._typed_topic import P, Topic, address_meant, filter_meant
 from ..runtime.payloads._codec import Decoder
+from ..transports._commit_steps import CommitStep
 from ._dead_letter import DeadLetter
 from ._harness_core import HarnessCore, failure_classes, plain
 from .world._actor_monitor import Failure
@@ -308,12 +308,17 @@ class HarnessBase:
         confirmed, and the message is not acknowledged; ``acknowledged``, it is, and the store does
         not know of either, which it learns with the next message.
 
+        On Kafka, also for actors with ``exactly_once``, the steps are ``handled``, nothing of the
+        transaction is sent; ``sent``, the records of states and outputs are, and no offset is;
+        ``offsets``, these are, too, and the transaction is open; ``committed``, it has ended, and
+        neither are replies sent, nor are the states in the snapshot.
+
         Args:
-            application: None for all; with ``at`` for all that have durable actors.
+            application: None for all; with ``at`` for all that have such actors.
             at: the step.
 
         Raises:
-            ConfigurationError: there is no such step, or no durable actor.
+            ConfigurationError: there is no such step, or not on this bus, or no such actor.
         """
         self._core.crash(application, at)
 

@@ -12,7 +12,6 @@ import msgspec
 
 from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication, runs_of
-from ..runtime.hosting._commit_steps import CommitStep
 from ..runtime.hosting._keyed_host import KeyedHost
 from ..runtime.hosting._keyed_mailbox import KeyCell
 from ..runtime.hosting._lane import Lane
@@ -31,6 +30,7 @@ from ..transports import (
     Surroundings,
     TopicFilter,
 )
+from ..transports._commit_steps import CommitStep
 from ._errors import HandlerFailed
 from ._faults import Faults
 from .simulated._harness_bus import SimulatedBus
@@ -205,16 +205,19 @@ class HarnessCore:
         if at not in get_args(CommitStep):
             names = ", ".join(map(repr, get_args(CommitStep)))
             raise ConfigurationError(f"crash(at={at!r}): give one of {names}, or None for at once")
-        durable = [
-            tested
+        steps = {
+            tested: {step for lane in tested.lanes for step in lane.commit_steps}
             for tested in self.tested(application)
-            if any(lane.options.durable for lane in tested.lanes)
-        ]
-        if not durable:
-            raise ConfigurationError(
-                f"crash(at={at!r}): no actor is durable, so nothing is committed"
-            )
-        for tested in durable:
+        }
+        able = [tested for tested, its in steps.items() if at in its]
+        if not able:
+            its = set[CommitStep]().union(*steps.values())
+            known = [step for step in get_args(CommitStep) if step in its]
+            why = "no actor is durable or has exactly_once, so nothing is committed"
+            if known:
+                why = f"there are only the steps {', '.join(map(repr, known))} on this bus"
+            raise ConfigurationError(f"crash(at={at!r}): {why}")
+        for tested in able:
             tested.crash_at = at
 
     def check_crashes(self) -> None:
@@ -223,7 +226,7 @@ class HarnessCore:
             if tested.crash_at is not None:
                 raise HandlerFailed(
                     f"application {tested.name} was to crash at {tested.crash_at!r}, and no message"
-                    " of a durable actor has reached that"
+                    " of an actor that is durable or exactly_once has reached that"
                 )
 
     def restart_actor(self, actor: str, application: DistributedApplication | None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from .._environment import Environment
+from ._commit_steps import Reached
 from ._dead_letter_topics import removal
 from ._delivery import Delivery, Tracker
 from ._envelope import Envelope
@@ -74,6 +75,7 @@ class Surroundings:
             keeps taking over the client id. The application ends with that error.
         folder: returns where files may be kept from one run to the next, and raises
             ConfigurationError if there is no such place; None if no file is to be kept.
+        reached: is told of each step in which outcomes of messages are committed; None for nobody.
     """
 
     identity: Identity
@@ -81,6 +83,7 @@ class Surroundings:
     stats: Counter[str] = field(default_factory=Counter)
     fatal: Callable[[BaseException], None] = lambda error: None
     folder: Callable[[], Path] | None = None
+    reached: Reached | None = None
 
 
 @dataclass(frozen=True)

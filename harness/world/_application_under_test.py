@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigurationError, ConnectFailed
 from ...runtime.application._application import DistributedApplication, runs_of
 from ...runtime.application._lifecycle import Run
-from ...runtime.hosting._commit_steps import CommitStep
 from ...runtime.hosting._lane import Lane
+from ...transports._commit_steps import CommitStep
 from ..loop._tasks_and_timers import OWNER
 from ._memory_states import MemoryStates
 

@@ -98,6 +98,7 @@ class Buses:
                 self._settings.stats,
                 partial(self._lost, provider.address),
                 self._settings.folder,
+                self._settings.reached,
             )
             used = provider if stand_in is None else stand_in(provider)
             reply_topics, middleware = self._settings.reply_topics, self._settings.on_publishes

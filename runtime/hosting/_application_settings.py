@@ -20,12 +20,12 @@ from ._actor_observer import Observer
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ...transports._commit_steps import Reached
     from ...transports._outbox_options import OutboxFile
     from ...transports._state_store import StateStore
     from ..metrics._measurements import Measurements
     from ..options._admin_address import AdminAddress
     from ..options._exporters import Exporter
-    from ._commit_steps import Reached
 
 __all__ = ["LoopFactory", "Settings"]
 
@@ -51,7 +51,7 @@ class Settings:
         measurements: what they, and what the admin endpoint shows, are made of; None without both.
         state_folder: where the states of durable keys are; None for the default.
         state_store: keeps them instead of a file; None for a file.
-        reached: is told of each step in which a message of a durable key is committed.
+        reached: is told of each step in which what a message has come to is committed.
     """
 
     identity: Identity

@@ -22,6 +22,7 @@ from ...errors import (
     StateNotWritten,
 )
 from ...transports import Bus, Delivery, Envelope, on_failure
+from ...transports._commit_steps import Reached
 from ...transports._state_store import (
     Change,
     Handled,
@@ -30,7 +31,6 @@ from ...transports._state_store import (
     StoredKey,
 )
 from ..messaging._bus_connection import BusConnection
-from ._commit_steps import Reached
 from ._committed_messages import CommittedMessages, SentOutputs, left_of
 
 __all__ = ["DurableStates", "Known", "post_with_room"]

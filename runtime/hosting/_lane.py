@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..._environment import Environment
 from ..._limited_log import LimitedLog
@@ -18,6 +18,7 @@ from ..._texts import reason_of
 from ...actors import Actor, ActorRef, Mailbox, RestartPolicy
 from ...errors import ActorStopped, ConfigurationError
 from ...transports import Delivery, Envelope
+from ...transports._commit_steps import CommitStep
 from ..handling._argument_values import ProducerScope
 from ..handling._failures_and_retries import Pauses
 from ..handling._handler_calls import HandlerCaller, RunningCode
@@ -68,6 +69,7 @@ class Lane:
         tallies: how many messages it has finished with.
         pauses: the waits between attempts.
         alias: returns the name of what it works for at the moment; None if that is its own.
+        commit_steps: those in which it commits what messages have come to.
 
     Args:
         runner: the runner of its actor.
@@ -75,6 +77,7 @@ class Lane:
     """
 
     alias: Callable[[], str] | None = None
+    commit_steps: ClassVar[Sequence[CommitStep]] = ()
 
     def __init__(self, runner: ActorRunner, number: int | None = None) -> None:
         spec, connection = runner.spec, runner.connection

@@ -8,6 +8,7 @@ from functools import partial
 from ..._texts import describe
 from ...errors import SpaDatError
 from ...transports import Delivery, Envelope, on_outcome
+from ...transports._commit_steps import STEPS_IN_TRANSACTIONS
 from ...transports._delegating_bus import DelegatingBus
 from ...transports._units import Outcome, OwnDelivery, Unit
 from ..messaging._bus_connection import BusConnection
@@ -25,6 +26,8 @@ class OutcomeLane(Lane):
 
     Messages that do not belong to a unit, such as replayed ones, have none.
     """
+
+    commit_steps = STEPS_IN_TRANSACTIONS
 
     def make_replies(self) -> Replies:
         """As in `Lane`, sent after the commit."""

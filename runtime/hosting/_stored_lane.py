@@ -11,12 +11,12 @@ import msgspec
 from ...actors import refuse_unrun
 from ...errors import OutboxFull, RemoteError
 from ...transports import Delivery, Envelope, payload_too_large
+from ...transports._commit_steps import STEPS_IN_STORES, Reached
 from ...transports._state_store import Change, Handled, MessageIdentity, identity_of
 from ..handling._argument_values import ProducerScope
 from ..messaging._recording_socket import RecordingSocket, size_with
 from ..messaging._socket import Socket
 from ..messaging._turn import Effects, Turn, current_turn
-from ._commit_steps import Reached
 from ._committed_messages import SentOutputs
 from ._durable_lane import ALREADY_HANDLED, DurableLane
 from ._durable_states import DurableStates, post_with_room
@@ -45,6 +45,8 @@ class StoredLane(DurableLane):
         number: which lane it is.
         states: loads and commits them.
     """
+
+    commit_steps = STEPS_IN_STORES
 
     def __init__(
         self, runner: ActorRunner, host: KeyedHost, number: int, states: DurableStates

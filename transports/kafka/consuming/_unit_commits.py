@@ -11,6 +11,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from ...._limited_log import LimitedLog
 from ...._logs import get_logger
+from ..._commit_steps import Reached
 from .._config import KafkaConfig
 from .._errors import describe
 from .._offset_notes import offset_note
@@ -67,6 +68,7 @@ class UnitCommits:
         log: where failures are logged, of all assignments.
         trouble: returns why transactions of all assignments keep failing; None if they do not.
         now: returns the seconds since 1970.
+        reached: is told of each step of a transaction with outcomes; None for nobody.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class UnitCommits:
         log: LimitedLog,
         trouble: Callable[[], str | None],
         now: Callable[[], float],
+        reached: Reached | None = None,
     ) -> None:
         self._changelog = changelog
         self._assignment = assignment
@@ -94,6 +97,7 @@ class UnitCommits:
         self._log = log
         self._trouble = trouble
         self._now = now
+        self._reached = reached
         units: dict[PartitionUnit, None] = {}
         for tracker in assignment.trackers.values():
             assert isinstance(tracker.unit, PartitionUnit)
@@ -207,14 +211,21 @@ class UnitCommits:
             placed.append(Placed(record, unit.number))
             origins.append(taken)
         offsets = {place: self._noted(place, offset) for place, offset in due.offsets.items()}
+        reached = self._reached if due.outcomes else None
         try:
-            ends = await it.producer.commit(placed, offsets, apart=unit.refusals.apart(due))
+            if reached is not None:
+                await reached("handled")
+            ends = await it.producer.commit(
+                placed, offsets, apart=unit.refusals.apart(due), reached=reached
+            )
         except TransactionFailed as error:
             it.failed = True
             if error.refusals is not None:
                 unit.refusals.add(error.refusals, [source_of(taken) for taken in origins])
             self._fail(unit, error)
             return
+        if reached is not None:
+            await reached("committed")
         self._stats["kafka.transactions"] += 1
         self._on_committed()
         unit.has_committed(due)

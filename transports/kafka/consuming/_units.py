@@ -236,6 +236,7 @@ class Units:
             self._log,
             lambda: self.trouble,
             context.surroundings.environment.now,
+            context.surroundings.reached,
         )
 
     async def prepare(self, consumer: Any, assignment: Assignment) -> None:

@@ -24,6 +24,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from ....errors import ConfigurationError, NotAuthorised, PublishRefused, SpaDatError, UnknownTopic
+from ..._commit_steps import Reached
 from .._aiokafka_private import (
     add_record,
     guard_transactions,
@@ -181,6 +182,7 @@ class TransactionalProducer:
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
         *,
         apart: bool = False,
+        reached: Reached | None = None,
     ) -> dict[TopicPartition, int]:
         """Append records and commit offsets, all of it or nothing.
 
@@ -188,6 +190,7 @@ class TransactionalProducer:
             records: in the order of each partition.
             offsets: what the group has dealt with.
             apart: whether each record gets a batch of its own, to find out which ones are refused.
+            reached: is told of steps on the way; None for nobody.
 
         Returns:
             the offset behind the last record in each partition.
@@ -198,7 +201,7 @@ class TransactionalProducer:
         if self._failed is not None:
             raise TransactionFailed(self._failed)
         try:
-            return await self._commit(records, offsets, apart=apart)
+            return await self._commit(records, offsets, apart=apart, reached=reached)
         except TransactionFailed as error:
             self._failed = error
             raise
@@ -226,6 +229,7 @@ class TransactionalProducer:
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
         *,
         apart: bool,
+        reached: Reached | None,
     ) -> dict[TopicPartition, int]:
         library = self._library
         names = [*dict.fromkeys(placed.record.name for placed in records)]
@@ -241,9 +245,13 @@ class TransactionalProducer:
             record = records[index].record
             refusal = refused_publish(record.name, record.size)
             raise TransactionFailed(error, Refusals({index: refusal}, certain=True)) from error
+        if reached is not None:
+            await reached("sent")
         if offsets:
             # Without a copy the library would empty it.
             await self._step(library.send_offsets_to_transaction(dict(offsets), self._group))
+        if reached is not None:
+            await reached("offsets")
         await self._step(library.commit_transaction())
         return ends
 
