@@ -121,8 +121,10 @@ class Unit(Tracker, abc.ABC):
     ) -> None:
         """Take the outcome of what it has not handed out, to be committed as soon as it can be.
 
-        It is committed after, or together with, all that was settled of the key before, and before,
-        or together with, all that is settled of it from now on.
+        It is committed after, or together with, all that was settled before and has changed the
+        key, and before, or together with, all that is settled of it from now on. What an earlier
+        message of the key has come to that has changed nothing may be committed later: the key is
+        as if that message had come after it.
 
         Args:
             outcome: the outcome, which is not changed any more.

@@ -34,6 +34,11 @@ _TIMEOUT = 30.0
 # Seconds. Readers see what a transaction has removed a moment after it was committed.
 _LOOK_AGAIN = 0.05
 _LONGEST_WHY = 500
+# How long a failed transaction is tried again, and states that are read are waited for.
+_PATIENCE = 15.0
+# Likewise for partitions. An instance may have none for good, if there are more of them.
+_PATIENCE_FOR_PARTITIONS = 5.0
+_TRY_AGAIN = 0.25
 # Of one actor: their messages are in memory until it is done with them, which may take any time.
 _MOST_REPLAYED = 4
 
@@ -97,6 +102,20 @@ class _ReplayedDelivery(OwnDelivery):
             self.ended.set_result(settled)
 
 
+class _NotNow(Exception):
+    """A letter cannot be replayed at the moment.
+
+    Attributes:
+        handed: whether its message was handed to the actor, so that it may have been handled.
+        elsewhere: as in `LetterOutcome`.
+    """
+
+    def __init__(self, why: str, *, handed: bool = False, elsewhere: bool = False) -> None:
+        super().__init__(why)
+        self.handed = handed
+        self.elsewhere = elsewhere
+
+
 class DeadLetterReplay:
     """Replays dead letters of a running application.
 
@@ -115,6 +134,27 @@ class DeadLetterReplay:
         self, name: str, *, bus: str | None, since: float | None, anyway: bool
     ) -> LetterOutcome:
         """See `DeadLetters.replay`."""
+        loop, handed = asyncio.get_running_loop(), False
+        began = loop.time()
+        while True:
+            try:
+                done = await self._replay(name, bus, since, anyway=anyway)
+            except _NotNow as passing:
+                handed |= passing.handed
+                patience = _PATIENCE_FOR_PARTITIONS if passing.elsewhere else _PATIENCE
+                if loop.time() - began >= patience:
+                    return LetterOutcome(name, "refused", str(passing), passing.elsewhere)
+            else:
+                if handed and done.outcome == "missing":
+                    # It was committed after all, which could not be known before.
+                    return LetterOutcome(name, "handled")
+                return done
+            await asyncio.sleep(_TRY_AGAIN)
+
+    async def _replay(
+        self, name: str, bus: str | None, since: float | None, *, anyway: bool
+    ) -> LetterOutcome:
+        """Replay it once; raise _NotNow if it has to be tried again."""
         found = await self._search.show(name, bus=bus, since=since)
         if found is None:
             return LetterOutcome(name, "missing")
@@ -129,16 +169,22 @@ class DeadLetterReplay:
         if units is not None:
             assert letter.message is not None
             number = letter.message.partition
+            if number is None:
+                return LetterOutcome(name, "refused", _without_partition(letter))
             unit = units.numbered(number)
             if unit is None:
                 why = (
                     f"its message comes from partition {number}, which this instance does not have:"
                     " the one that has it can handle the message"
                 )
-                return LetterOutcome(name, "refused", why, elsewhere=True)
+                if units.stay:
+                    return LetterOutcome(name, "refused", why, elsewhere=True)
+                raise _NotNow(why, elsewhere=True)
             if not unit.ready:
-                why = f"the states of partition {number} are not there yet: try again"
-                return LetterOutcome(name, "refused", why)
+                raise _NotNow(
+                    f"the states of partition {number} are still being read: try again when"
+                    " /readyz says that the application is ready"
+                )
             # Who had the partition before may have handled it: only now that can be seen.
             if await self._search.show(name, bus=bus, since=since) is None:
                 return LetterOutcome(name, "missing")
@@ -217,12 +263,14 @@ class DeadLetterReplay:
         finally:
             error = connection.replaying.pop(identifier)
         if not settled:
-            why = "the actor has stopped, or its mailbox was full"
             if unit is not None:
-                why = (
+                raise _NotNow(
                     "the actor has stopped, its partition was taken away, or the transaction has"
-                    " failed, in which it was to be handled: try again if the letter is still there"
+                    " failed, in which it was to be handled: try again if the letter is still"
+                    " there",
+                    handed=True,
                 )
+            why = "the actor has stopped, or its mailbox was full"
             return LetterOutcome(letter.name, "refused", why)
         if error is not None:
             return LetterOutcome(letter.name, "failed", escaped(error, _LONGEST_WHY))
@@ -251,3 +299,11 @@ class DeadLetterReplay:
                     if found is None:
                         return
                     await asyncio.sleep(_LOOK_AGAIN)
+
+
+def _without_partition(letter: StoredLetter) -> str:
+    return (
+        "it does not say which partition its message comes from, as other programs and early"
+        " versions leave that out, so nobody knows whose state it belongs to: publish the message"
+        f" again on {quoted(letter.topic, 200)} with its key, and discard this dead letter"
+    )

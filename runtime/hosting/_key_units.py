@@ -44,6 +44,12 @@ class KeyUnits:
         """Return the unit with a number, if this instance has it."""
         return next((unit for unit in self if unit.number == number and not unit.over), None)
 
+    @property
+    def stay(self) -> bool:
+        """Whether there are some, and none is about to be taken away, as in a rebalance."""
+        units = [*self]
+        return bool(units) and not any(unit.over for unit in units)
+
     def look(self, most: int) -> asyncio.Future[Sequence[tuple[str, float]]]:
         """Return the keys in which something is to be done first, and when, in that order."""
         return asyncio.ensure_future(self._look(most))

@@ -22,8 +22,10 @@ from spa_dat import (
 )
 from spa_dat.runtime.admin._dead_letter_replay import LetterOutcome
 from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.dead_letters import _stored_letter
 from spa_dat.runtime.dead_letters._stored_letter import StoredLetter
 from spa_dat.testing import Kafka
+from spa_dat.transports.kafka.consuming._unit_commits import UnitCommits
 from spa_dat.transports.kafka.producing._transactions import (
     TransactionalProducer,
     TransactionFailed,
@@ -91,6 +93,17 @@ class Plant:
         run = runs_of(self.app).current
         assert run is not None
         return [letter async for _, letter in run.dead_letters.search.stored()]
+
+    @property
+    def has_partitions(self) -> bool:
+        """Whether it has some, and no rebalance is under way that it knows of."""
+        run = runs_of(self.app).current
+        assert run is not None
+        runner = run.working("work")
+        assert runner is not None
+        assert runner.keyed is not None
+        assert runner.keyed.units is not None
+        return runner.keyed.units.stay
 
     async def replay(self, name: str) -> LetterOutcome:
         run = runs_of(self.app).current
@@ -179,8 +192,11 @@ def _has_members(here: SimulatedCluster, count: int) -> bool:
     return len(here.cluster.groups["plant.work"].members) == count
 
 
-async def replay_in_trouble(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replay letters while transactions fail before and after they are committed."""
+async def replay_in_trouble(seed: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Replay letters while transactions fail before and after they are committed.
+
+    Returns how many have failed, which chance decides.
+    """
     commit, dice, failures = TransactionalProducer.commit, random.Random(seed), Counter[str]()
 
     async def unsure(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
@@ -209,7 +225,7 @@ async def replay_in_trouble(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             assert await plant.letters() == []
             monkeypatch.setattr(TransactionalProducer, "commit", commit)
         assert is_right(done(here))
-    assert min(failures["before"], failures["after"]) > 0
+    return failures
 
 
 @pytest.mark.virtual
@@ -217,7 +233,8 @@ async def replay_in_trouble(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_replay_has_its_effects_once_although_transactions_fail(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await replay_in_trouble(seed, monkeypatch)
+    failures = await replay_in_trouble(seed, monkeypatch)
+    assert min(failures["before"], failures["after"]) > 0
 
 
 @pytest.mark.kafka
@@ -246,3 +263,92 @@ async def test_a_letter_is_replayed_by_whoever_has_the_partition_after_a_takeove
         await eventually(all_replayed, 60.0)
         assert await heir.letters() == []
         assert await heir.counts() == [4] * KEYS
+
+
+@pytest.mark.virtual
+async def test_a_replay_waits_for_a_rebalance_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finish = UnitCommits.finish
+
+    async def slow(self: UnitCommits, *arguments: Any, **more: Any) -> None:
+        await asyncio.sleep(2.0)
+        await finish(self, *arguments, **more)
+
+    with world() as here:
+        plants = [Plant(instance=number) for number in range(2)]
+        async with plants[0].app:
+            letters = await plants[0].failed()
+            plants[0].mended = plants[1].mended = True
+            monkeypatch.setattr(UnitCommits, "finish", slow)
+
+            async def replay_all() -> list[LetterOutcome]:
+                while plants[0].has_partitions:
+                    await asyncio.sleep(0.1)
+                return [await plants[0].replay(letter.name) for letter in letters]
+
+            replaying = asyncio.create_task(replay_all())
+            async with plants[1].app:
+                answers = await replaying
+                assert {(one.outcome, one.elsewhere) for one in answers} == {
+                    ("handled", False),
+                    ("refused", True),
+                }
+                left = [one.letter for one in answers if one.elsewhere]
+                assert {(await plants[1].replay(name)).outcome for name in left} == {"handled"}
+        assert is_right(done(here))
+
+
+@pytest.mark.virtual
+async def test_an_instance_without_partitions_waits_for_some_before_it_refuses() -> None:
+    loop = asyncio.get_running_loop()
+    with world():
+        plants = [Plant(instance=number) for number in range(4)]
+        async with plants[0].app, plants[1].app, plants[2].app, plants[3].app:
+            (idle,) = [plant for plant in plants if not plant.has_partitions]
+            letter, *_ = await plants[0].failed()
+            began = loop.time()
+            answer = await idle.replay(letter.name)
+            assert (answer.outcome, answer.elsewhere) == ("refused", True)
+            assert 5.0 <= loop.time() - began < 10.0
+
+
+@pytest.mark.virtual
+async def test_a_replay_gives_up_after_a_while_and_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never(*arguments: Any, **more: Any) -> Any:
+        raise TransactionFailed(OSError("no connection"))
+
+    with world() as here:
+        plant = Plant()
+        async with plant.app:
+            letters = await plant.failed()
+            plant.mended = True
+            with monkeypatch.context() as patch:
+                patch.setattr(TransactionalProducer, "commit", never)
+                answer = await plant.replay(letters[0].name)
+            assert answer.outcome == "refused"
+            assert "try again" in answer.why
+            assert not answer.elsewhere
+            for letter in letters:
+                assert (await plant.replay(letter.name)).outcome == "handled"
+        assert is_right(done(here))
+
+
+@pytest.mark.virtual
+async def test_a_letter_that_does_not_name_its_partition_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As if another program had written it.
+    monkeypatch.setattr(_stored_letter, "_number", lambda notes, name, default: default)
+    with world():
+        plant = Plant()
+        async with plant.app:
+            letter, *_ = await plant.failed()
+            answer = await plant.replay(letter.name)
+            assert (answer.outcome, answer.elsewhere) == ("refused", False)
+            assert answer.why.endswith(
+                f"publish the message again on '{letter.topic}' with its key, and discard this dead"
+                " letter"
+            )
