@@ -31,7 +31,14 @@ _PAUSE = 0.02
 _AT_ONCE = 50
 _SHOWN = 8
 _STATES = f"_spa.state.{_APPLICATION}.count"
+_BRIEF_STATES = f"_spa.state.{_APPLICATION}.brief"
 _LETTERS = f"_spa.dead-letter.{_APPLICATION}"
+# Shares of the messages: those that are published twice, that set a reminder, and besides them
+# those whose states expire.
+_TWICE, _RINGING, _BRIEF = 0.03, 0.1, 0.1
+_RINGS_OF_A_KEY = 10
+_BRIEF_KEYS = 40
+_TTL = 3.0
 
 
 class Takeovers:
@@ -117,6 +124,9 @@ class Side(abc.ABC):
         self._share = poison
         self._number = 0
         self._counted: set[int] = set()
+        # What could not be handled at first and can be now, by key.
+        self._mended: defaultdict[str, list[int]] = defaultdict(list)
+        self._of_poison: list[tuple[str, bytes]] = []
 
     @property
     @abc.abstractmethod
@@ -148,6 +158,7 @@ class Side(abc.ABC):
         payload = b'{"number": %d, "asks": "%b"}' % (number, kind.encode())
         payload = b'{"number": %d' % number if kind == "unreadable" else payload
         self.poison.append(payload)
+        self._of_poison.append((key, payload))
         return key, payload
 
     async def send(self, count: int) -> None:
@@ -197,16 +208,24 @@ class Side(abc.ABC):
         found: list[str] = []
         counts, copies, letters, states = await self._all()
         for key, numbers in self.sent.items():
-            right = [(number, place + 1) for place, number in enumerate(numbers)]
+            # What is replayed comes after all others, in any order.
+            replayed = [number for number, _ in counts.get(key, [])[len(numbers) :]]
+            if sorted(replayed) != sorted(self._mended[key]):
+                replayed = self._mended[key]
+            right = [(number, place + 1) for place, number in enumerate([*numbers, *replayed])]
             if counts.get(key, []) != right:
                 found.append(f"key {key}: {_difference(counts.get(key, []), right)}")
-            if self.looks.get(key) != len(numbers):
-                found.append(f"key {key}: state {self.looks.get(key)} instead of {len(numbers)}")
-            if states is not None and states.get(key) != len(numbers):
-                found.append(f"key {key}: kept {states.get(key)} instead of {len(numbers)}")
+            if self.looks.get(key) != len(right):
+                found.append(f"key {key}: state {self.looks.get(key)} instead of {len(right)}")
+            if states is not None and states.get(key) != len(right):
+                found.append(f"key {key}: kept {states.get(key)} instead of {len(right)}")
         unknown = counts.keys() - self.sent.keys()
         found += [f"key {key}: {counts[key][:_SHOWN]} and nothing was sent" for key in unknown]
-        everything = Counter(number for numbers in self.sent.values() for number in numbers)
+        everything = Counter(
+            number
+            for numbers in (*self.sent.values(), *self._mended.values())
+            for number in numbers
+        )
         if copies != everything:
             found.append(f"copies: {_surplus(copies, everything)}")
         if letters != Counter(self.poison):
@@ -234,8 +253,21 @@ def _surplus(found: Counter[Any], right: Counter[Any]) -> str:
     )
 
 
+def _headers(identifier: str) -> list[tuple[str, bytes]]:
+    event = {"id": identifier, "source": "soak", "type": "number", "specversion": "1.0"}
+    return [(f"ce_{name}", text.encode()) for name, text in event.items()]
+
+
 class KafkaSide(Side):
-    """As `Side`, on Kafka; what it reads is committed."""
+    """As `Side`, on Kafka; what it reads is committed.
+
+    Some messages are published twice, with one id, some set reminders, and there are others whose
+    states expire.
+
+    Attributes:
+        twice: how many were published twice.
+        replayed: how many dead letters were handled in the end.
+    """
 
     bus = "kafka"
 
@@ -244,6 +276,35 @@ class KafkaSide(Side):
         self._kafka = kafka
         self._producer: AIOKafkaProducer | None = None
         self._read_to: dict[int, int] = {}
+        self.twice = self.replayed = 0
+        # What is published once more with the next messages.
+        self._again: list[tuple[str, bytes]] = []
+        self._rings: defaultdict[str, list[int]] = defaultdict(list)
+        self._rung: defaultdict[str, list[tuple[int, int, float]]] = defaultdict(list)
+        self._briefs: defaultdict[str, list[int]] = defaultdict(list)
+        self._seen: defaultdict[str, list[tuple[int, int, float]]] = defaultdict(list)
+        self._kept: dict[str, bool] = {}
+        self._expired = 0
+
+    @property
+    def open(self) -> int:
+        """As in `Side`, with reminders, and with messages whose states expire."""
+        left = [
+            sum(map(len, asked.values())) - sum(map(len, come.values()))
+            for asked, come in ((self._rings, self._rung), (self._briefs, self._seen))
+        ]
+        return super().open + sum(max(0, count) for count in left)
+
+    def _next(self) -> tuple[str, bytes]:
+        key, payload = super()._next()
+        if b"asks" not in payload and payload.endswith(b"}"):
+            rings = self._rings[key]
+            if len(rings) < _RINGS_OF_A_KEY and self._rng.random() < _RINGING:
+                payload = payload[:-1] + b', "asks": "ring%d"}' % len(rings)
+                rings.append(self._number - 1)
+            if self._rng.random() < _TWICE:
+                self._again.append((key, payload))
+        return key, payload
 
     @property
     def server(self) -> str:
@@ -255,8 +316,11 @@ class KafkaSide(Side):
         """See `Side.running`."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.server)
         await admin.start()
-        names = ("numbers", "counts", "copies", "looks")
-        await admin.create_topics([NewTopic(name, _PARTITIONS, 1) for name in names])
+        names = ("numbers", "counts", "copies", "looks", "rings", "briefs", "seen")
+        topics = [NewTopic(name, _PARTITIONS, 1) for name in names]
+        compacted = {"cleanup.policy": "compact"}
+        topics.append(NewTopic(_BRIEF_STATES, _PARTITIONS, 1, topic_configs=compacted))
+        await admin.create_topics(topics)
         await admin.close()
         async with AIOKafkaProducer(
             bootstrap_servers=self.server,
@@ -276,17 +340,29 @@ class KafkaSide(Side):
                     print(f"the reader has ended with {ended[0]!r}", flush=True)
 
     async def _read(self) -> None:
-        async with self._reader("counts", "looks") as consumer:
+        names = ("counts", "looks", "rings", "seen", _BRIEF_STATES)
+        async with self._reader(*names) as consumer:
             while True:
                 for records in (await consumer.getmany(timeout_ms=100)).values():
                     for record in records:
-                        value = json.loads(record.value)
-                        if record.topic == "looks":
-                            self.looks[record.key.decode()] = value
-                            continue
-                        self._counted.add(value[0])
-                        self._read_to[record.partition] = record.offset + 1
-                        self.takeovers.wrote(record.partition, value[2])
+                        self._take(record)
+
+    def _take(self, record: Any) -> None:
+        key = record.key.decode()
+        if record.topic == _BRIEF_STATES:
+            self._kept[key] = record.value is not None
+            return
+        value = json.loads(record.value)
+        if record.topic == "looks":
+            self.looks[key] = value
+        elif record.topic == "rings":
+            self._rung[key].append(tuple(value))
+        elif record.topic == "seen":
+            self._seen[key].append(tuple(value))
+        else:
+            self._counted.add(value[0])
+            self._read_to[record.partition] = record.offset + 1
+            self.takeovers.wrote(record.partition, value[2])
 
     def _reader(self, *topics: str) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(
@@ -300,10 +376,82 @@ class KafkaSide(Side):
 
     async def _publish(self, messages: Sequence[tuple[str, bytes]]) -> None:
         assert self._producer is not None
+        again, self._again = self._again, []
+        self.twice += len(again)
         sent = [
-            await self._producer.send("numbers", payload, key.encode()) for key, payload in messages
+            await self._producer.send(
+                "numbers", payload, key.encode(), headers=_headers(f"{key} {payload!r}")
+            )
+            for key, payload in (*messages, *again)
         ]
+        for number, (_, payload) in enumerate(messages):
+            if b"look" not in payload and self._rng.random() < _BRIEF:
+                key = f"b{self._rng.randrange(_BRIEF_KEYS)}"
+                place = self._number * _AT_ONCE + number
+                self._briefs[key].append(place)
+                sent.append(await self._producer.send("briefs", b"%d" % place, key.encode()))
         await asyncio.gather(*sent)
+
+    async def letters(self) -> Counter[bytes]:
+        """Return what is stored as dead letters, including those that are gone."""
+        found: Counter[bytes] = Counter()
+        async for record in self._committed(_LETTERS):
+            if record.value:
+                found[record.value] += 1
+        return found
+
+    def mend(self) -> int:
+        """Expect that what can be read is handled from now on; returns how many letters are left.
+
+        What cannot be read stays.
+        """
+        for key, payload in self._of_poison:
+            if payload.endswith(b"}"):
+                self._mended[key].append(json.loads(payload)["number"])
+                # So that it is looked at.
+                self.sent[key]
+        self.replayed = sum(map(len, self._mended.values()))
+        return len(self.poison) - self.replayed
+
+    @property
+    def expired(self) -> bool:
+        """Whether no state is left that was to expire."""
+        return not any(self._kept.values())
+
+    async def wrong(self) -> list[str]:
+        """See `Side.wrong`."""
+        found = await super().wrong()
+        for key, rings in self._rings.items():
+            rung = self._rung.get(key, [])
+            if sorted(number for number, _, _ in rung) != rings:
+                found.append(f"key {key}: reminded of {rung} instead of {rings}")
+            elif [n for _, n, _ in rung] != list(range(1, len(rings) + 1)):
+                found.append(f"key {key}: reminders counted {rung}")
+            if any(late < 0 for _, _, late in rung):
+                found.append(f"key {key}: reminded too early: {rung}")
+        for key, places in self._briefs.items():
+            seen = self._seen.get(key, [])
+            if [place for place, _, _ in seen] != places:
+                found.append(f"key {key}: {_difference([one[0] for one in seen], places)}")
+            before, at = 0, 0.0
+            for place, n, now in seen:
+                if n not in (0, before) or (before and not n and now < at + _TTL):
+                    found.append(f"key {key}: {n} at {now} after {before} at {at}, message {place}")
+                before, at = n + 1, now
+        if not self.expired:
+            found.append(f"not deleted: {[key for key, there in self._kept.items() if there]}")
+        return found
+
+    def tell(self) -> str:
+        """Say how much of what there was, for the end."""
+        late = [one[2] for rung in self._rung.values() for one in rung]
+        anew = sum(not n for seen in self._seen.values() for _, n, _ in seen)
+        return (
+            f"{self.twice} messages were published twice, {len(late)} reminders came,"
+            f" at the most {max(late, default=0):.1f} s late, {self.replayed} dead letters were"
+            f" replayed; of {sum(map(len, self._seen.values()))} messages of states that expire"
+            f" {anew} found none"
+        )
 
     async def missing(self) -> str:
         """See `Side.missing`; also says what is committed and readable of each partition."""
@@ -346,8 +494,8 @@ class KafkaSide(Side):
                 copies[json.loads(record.value)] += 1
             elif record.topic == _STATES:
                 states[record.key.decode()] = json.loads(record.value.partition(b"\n")[2])["n"]
-            else:
-                letters[record.value] += 1
+            elif record.value:
+                letters[record.value] = 1
         return Found(counts, copies, letters, states)
 
     async def _committed(self, *topics: str) -> AsyncIterator[Any]:

@@ -41,6 +41,8 @@ _SESSION = 4.0
 _BEHIND = 4
 # How often other things happen, for each kill.
 _FREEZES, _STOPS, _JOINS, _BROKER = 0.3, 0.25, 0.2, 0.05
+# How often dead letters are replayed, and members are killed meanwhile.
+_MOST_REPLAYS, _KILLS_IN_REPLAYS = 20, 3
 # How many of those that are killed begin on a new disk.
 _DISKS = 0.2
 _PROPERTIES = {
@@ -325,6 +327,8 @@ async def _soak(side: Side, messages: int, kills: int, rng: random.Random, folde
             except SystemExit:
                 print(await side.missing())
                 raise
+            if isinstance(side, KafkaSide):
+                await _replay(side, strikes, rng, folder)
             seconds = time.monotonic() - began
             await strikes.stop_all()
             # What is asked for is what is read anew.
@@ -352,12 +356,50 @@ async def _soak(side: Side, messages: int, kills: int, rng: random.Random, folde
     lines = (folder / "told").read_text().splitlines()
     restored = [line.split() for line in lines if " restored " in line]
     _tell_times("states read anew", [float(words[2]) for words in restored])
+    if isinstance(side, KafkaSide):
+        print(side.tell())
     if isinstance(side, MosquittoSide):
         print(f"{side.repeated} outputs came again with their ids")
     print(f"{len(wrong)} wrong" if wrong else "nothing is wrong")
     for text in wrong[:40]:
         print(f"  {text}")
     return good
+
+
+async def _replay(side: KafkaSide, strikes: Strikes, rng: random.Random, folder: Path) -> None:
+    """Have all dead letters replayed, while members are killed, until only the unreadable stay."""
+    stored = await side.letters()
+    if stored != Counter(side.poison):
+        raise SystemExit(f"soak: dead letters {stored} instead of {Counter(side.poison)}")
+    (folder / "mended").touch()
+    unreadable = side.mend()
+    for number in range(_MOST_REPLAYS):
+        replaying = asyncio.create_task(
+            _command("replay", f"kafka://{side.server}", "--all", "--timeout", "30")
+        )
+        if number < _KILLS_IN_REPLAYS:
+            await asyncio.sleep(rng.uniform(*_PAUSES))
+            await strikes.strike("kill")
+        print((await replaying).strip().rpartition("\n")[2], flush=True)
+        await strikes.rest()
+        left = (await _command("list", f"kafka://{side.server}", "--json")).count("\n")
+        if left <= unreadable and number >= _KILLS_IN_REPLAYS:
+            break
+    if left != unreadable:
+        raise SystemExit(f"soak: {left} dead letters are left instead of {unreadable}")
+    await strikes.until("all states have expired", lambda: side.expired, _PATIENCE)
+
+
+async def _command(what: str, *arguments: str) -> str:
+    """Return what a command about the dead letters has said; that of a failed replay is no news."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "spa_dat", "dlq", what, *arguments, "--application", "soak"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if what == "replay" else subprocess.DEVNULL,
+    )
+    said, _ = await process.communicate()
+    return said.decode()
 
 
 def _tell_times(what: str, seconds: Sequence[float]) -> None:

@@ -4,7 +4,8 @@
 states and says that it has started, ``SPA_DAT_INSTANCE`` which of several it is.
 
 What a message asks for besides: ``look`` is answered without a change, ``reject`` and ``spoil``
-cannot be handled.
+cannot be handled until there is a file ``mended``, and ``ring0`` to ``ring9`` set a reminder of
+that name. On Kafka there are also states that expire.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from spa_dat import (
+    Context,
     DistributedApplication,
+    Durable,
     KafkaConfig,
     KafkaTopic,
     Reject,
@@ -33,6 +36,9 @@ from spa_dat.transports.kafka.consuming import _changelog, _units
 
 _FAILS, _WAITS = 0.01, 0.02
 _LONG = 0.05
+_DEDUPE, _TTL = 100, 3.0
+_RINGS = [f"ring{number}" for number in range(10)]
+_RING_WITHIN = 4.0
 # Brokers are away for long on a busy machine.
 _PATIENCE = 60.0
 
@@ -63,6 +69,9 @@ def bus() -> Any:
             "numbers/{key}": KafkaTopic("numbers", key="key"),
             "counts/{key}": KafkaTopic("counts", key="key"),
             "looks/{key}": KafkaTopic("looks", key="key"),
+            "rings/{key}": KafkaTopic("rings", key="key"),
+            "briefs/{key}": KafkaTopic("briefs", key="key"),
+            "seen/{key}": KafkaTopic("seen", key="key"),
         },
         heartbeat_interval=0.5,
         session_timeout=4.0,
@@ -87,17 +96,20 @@ class Numbered:
 class Count:
     n: int = 0
     text: str = ""
+    rings: int = 0
 
 
 @app.application(
     "numbers/{key}",
     per="key",
     state=Count,
-    durable=True,
+    durable=Durable(dedupe=_DEDUPE if on_kafka else None),
     retry=RetryPolicy(attempts=100, first=0.01),
     exactly_once=on_kafka,
 )
-async def count(payload: Numbered, key: str, state: Count, socket: Socket) -> None:
+async def count(
+    payload: Numbered, key: str, state: Count, socket: Socket, context: Context
+) -> None:
     if payload.asks == "look":
         await socket.publish(f"looks/{key}", state.n)
         return
@@ -107,12 +119,50 @@ async def count(payload: Numbered, key: str, state: Count, socket: Socket) -> No
     if dice.random() < _WAITS:
         await asyncio.sleep(_LONG)
     await socket.publish("copies", payload.number)
-    if payload.asks == "reject":
+    if payload.asks in _RINGS:
+        due = context.now() + dice.uniform(0.0, _RING_WITHIN)
+        context.remind(payload.asks, [payload.number, due], at=due)
+    mended = (folder / "mended").exists()
+    if payload.asks == "reject" and not mended:
         raise Reject("it asks for it")
-    if payload.asks == "spoil":
+    if payload.asks == "spoil" and not mended:
         state.text = "x" * 1_000_000
     elif dice.random() < _FAILS:
         raise ValueError("a bad day")
+
+
+@app.on_reminder("count", *_RINGS)
+async def ring(
+    payload: tuple[int, float], key: str, state: Count, socket: Socket, context: Context
+) -> None:
+    number, due = payload
+    state.rings += 1
+    await socket.publish(f"rings/{key}", [number, state.rings, context.now() - due])
+    if dice.random() < _FAILS:
+        raise ValueError("a bad day")
+
+
+if on_kafka:
+
+    @dataclass
+    class Brief:
+        n: int = 0
+        at: float = 0.0
+
+    @app.application(
+        "briefs/{key}",
+        per="key",
+        state=Brief,
+        durable=Durable(ttl=_TTL),
+        retry=RetryPolicy(attempts=100, first=0.01),
+        exactly_once=True,
+    )
+    async def brief(payload: int, key: str, state: Brief, socket: Socket, context: Context) -> None:
+        found = state.n
+        state.n, state.at = found + 1, context.now()
+        await socket.publish(f"seen/{key}", [payload, found, state.at])
+        if dice.random() < _FAILS:
+            raise ValueError("a bad day")
 
 
 @app.producer()

@@ -160,8 +160,8 @@ def run(
     if folder is not None and monkeypatch is not None:
         snapshots_in(folder, monkeypatch)
     apps = [expiring(found, number, fails=dice) for number in range(2)]
-    with Harness(*apps, seed=seed, faults=FAULTS) as harness:
-        harness.expect_failure(ValueError)
+    # Chance may have it that none fails.
+    with Harness(*apps, seed=seed, faults=FAULTS, allow_failures=ValueError) as harness:
         for _ in range(30):
             harness.publish(f"work/{dice.choice('abcde')}", 1)
             harness.advance(dice.choice((0.1, 5, 15)))

@@ -383,7 +383,10 @@ def chain(
 def run(seed: int, crash: float, profile: Any = None) -> None:
     app = chain(random.Random(seed), {})
     faults = replace(Faults.all(), crash=crash)
-    with Harness(app, seed=seed, faults=faults, profile=profile) as harness:
+    # Chance may have it that none fails.
+    with Harness(
+        app, seed=seed, faults=faults, profile=profile, allow_failures=ValueError
+    ) as harness:
         check(harness)
 
 
@@ -391,13 +394,12 @@ def run_on_kafka(seed: int, *, once: bool = True) -> None:
     dice, due = random.Random(seed), dict[tuple[str, int], float]()
     apps = [chain(dice, due, "kafka", number, once=once) for number in range(2)]
     faults = replace(Faults.all(), duplicate=0.0, most=30)
-    with Harness(*apps, seed=seed, faults=faults) as harness:
+    with Harness(*apps, seed=seed, faults=faults, allow_failures=ValueError) as harness:
         check(harness, once=once)
 
 
 def check(harness: Harness, *, once: bool = False) -> None:
     """Start the chains of three keys, wait for their ends, and compare what they have published."""
-    harness.expect_failure(ValueError)
     for key in "abc":
         harness.publish(f"work/{key}", key=key)
     harness.settle()
