@@ -60,6 +60,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
         size: how many bytes of its subscription's window it takes.
         state: its stage.
         attempts: how often a handler has already failed on it, including earlier receipts.
+        outages: how often an outage has ended an attempt at it, which does not count as one.
         deadline: loop time after which it is no longer worth starting; set by the receiver.
         route: where it goes, in the receiver's own terms; None until the receiver sets it.
         released: whether the bus was told that it need not send the message again.
@@ -87,6 +88,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
     successor: Delivery | None = None
     released: bool = False
     arrived: float = 0.0
+    outages: int = 0
 
     @property
     def acknowledged(self) -> bool:

@@ -26,7 +26,7 @@ from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._tallies import Tally
 from ._argument_values import ProducerScope, with_usable_address
 from ._delivery_processor import DONE_WITH, DeliveryProcessor
-from ._failures_and_retries import SHORTEST_PAUSE, as_failure, log_failure
+from ._failures_and_retries import as_failure, log_failure, pause_in_outage
 
 if TYPE_CHECKING:
     from ._handling_lane import HandlingLane
@@ -246,7 +246,7 @@ class BatchProcessor(DeliveryProcessor):
                 describe(error),
                 about=batch_fields(batch, _attempts(batch) + 1),
             )
-            return self._retry.first or SHORTEST_PAUSE
+            return pause_in_outage(batch, self._retry.first)
         for delivery in batch:
             delivery.attempts += 1
         self._stats["messages.failed"] += len(batch)

@@ -39,7 +39,13 @@ from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
 from ._argument_values import MessageScope
 from ._dead_letter_store import DeadLetterStore
-from ._failures_and_retries import SHORTEST_PAUSE, as_failure, is_outage, log_failure
+from ._failures_and_retries import (
+    SHORTEST_PAUSE,
+    as_failure,
+    is_outage,
+    log_failure,
+    pause_in_outage,
+)
 from ._settlement import Settlements
 
 if TYPE_CHECKING:
@@ -564,7 +570,7 @@ class DeliveryProcessor:
                 about=message_fields(delivery, delivery.attempts + 1),
             )
             self._lane.troubled(f"{error_name(error)}: {text}")
-            wait: float | None = self._retry.first or SHORTEST_PAUSE
+            wait: float | None = pause_in_outage((delivery,), self._retry.first)
         else:
             delivery.attempts += 1
             self._stats["messages.failed"] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..._limited_log import LimitedLog
@@ -27,12 +28,14 @@ __all__ = [
     "deadline_missed",
     "is_outage",
     "log_failure",
+    "pause_in_outage",
 ]
 
 SHORTEST_PAUSE = 0.1
 """Seconds between attempts at what has to succeed eventually, if the policy has no wait."""
 LONGEST_PAUSE = 10.0
 
+_MOST_DOUBLED = 30
 _OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
 
 
@@ -75,6 +78,23 @@ def is_outage(error: BaseException, *, connected: bool) -> bool:
     if error.outage is None:
         return isinstance(error, _OF_OUTAGES) and not connected
     return error.outage
+
+
+def pause_in_outage(deliveries: Iterable[Delivery], first: float) -> float:
+    """Return the seconds until messages are tried again that an outage has kept from it.
+
+    They grow with each time: the outage may be a full disk, and last for hours.
+
+    Args:
+        deliveries: the messages, of which this is noted.
+        first: the first pause that the actor's policy has.
+    """
+    times = 0
+    for delivery in deliveries:
+        times = max(times, delivery.outages)
+        delivery.outages += 1
+    first = first or SHORTEST_PAUSE
+    return max(first, min(first * 2.0 ** min(times, _MOST_DOUBLED), LONGEST_PAUSE))
 
 
 def log_failure(

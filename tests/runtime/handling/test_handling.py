@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from spa_dat import Actor, Context, Message, Overflow, RetryPolicy, Socket, on
-from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
+from spa_dat.errors import ActorStopped, ConfigurationError, OutboxFull, RemoteError
 from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.messaging._turn import Turn, current_turn
 from spa_dat.transports import Delivery, Envelope
@@ -513,6 +514,34 @@ async def test_an_outbox_that_is_full_in_an_outage_costs_no_attempt() -> None:
         site.number("n", 1)
         await site.settled()
     assert attempts == [1] * 4
+    assert app.stats["messages.failed"] == 0
+
+
+@pytest.mark.parametrize("batch", [None, (10, 0.01)])
+async def test_the_longer_an_outage_lasts_the_less_often_a_handler_is_called(
+    batch: tuple[int, float] | None,
+) -> None:
+    site = Site()
+    app = site.app()
+    times: list[float] = []
+
+    # The same message fails each time, as on a full disk.
+    async def handle(payload: Any) -> None:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) < 12:
+            full = OutboxFull("there is no room on the disk")
+            full.outage = True
+            raise full
+
+    handle.__annotations__["payload"] = int if batch is None else list[int]
+    app.application("n", name="actor", batch=batch)(handle)
+    async with app:
+        site.number("n", 1)
+        await eventually(lambda: len(times) == 12, 120.0)
+        await site.settled()
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    doubling = [0.1 * 2**times for times in range(7)]
+    assert pauses == pytest.approx([*doubling, 10.0, 10.0, 10.0, 10.0], abs=0.05)
     assert app.stats["messages.failed"] == 0
 
 
