@@ -47,6 +47,7 @@ _LAST_WRITES = 5.0
 # Seconds, and messages, until what was sent is removed from the file.
 _REMOVE_AFTER = 0.02
 _MOST_GONE = 1_000
+_SYNCHRONISED = "synchronised with its disk"
 
 
 class DurableOutbox(DelegatingBus):
@@ -92,7 +93,8 @@ class DurableOutbox(DelegatingBus):
         self._opened: Rows | None = None
         self._rows: Rows | None = None
         self._closed = False
-        self._problem: str | None = None
+        # By what was done with the file: how it failed the last time.
+        self._failing: dict[str, Exception] = {}
         self._unreadable = 0
         self._first_unreadable: Unreadable | None = None
         # Messages in the file or on their way there, without an outcome.
@@ -123,7 +125,9 @@ class DurableOutbox(DelegatingBus):
     @property
     def trouble(self) -> str | None:
         """See `Bus.trouble`."""
-        return self._problem or self._about_unreadable() or self._bus.trouble
+        for what, error in self._failing.items():
+            return f"{self._file} cannot be {what}: {error}"
+        return self._about_unreadable() or self._bus.trouble
 
     @property
     def pending(self) -> int:
@@ -169,7 +173,9 @@ class DurableOutbox(DelegatingBus):
         try:
             rows.add([row])
         except sqlite3.Error as error:
+            self._note("written", error)
             raise self._not_written(row, error) from error
+        self._note("written", None)
         self._enter(row)
         row.status = RowStatus.WRITTEN
         self._unsynced.append(row)
@@ -222,7 +228,18 @@ class DurableOutbox(DelegatingBus):
         if self._worker is not None:
             await asyncio.wait((self._worker,), timeout=_LAST_WRITES)
         if self._count and self._rows is not None:
-            _log.info("%d messages stay in %s until the next start", self._count, self._path)
+            lost = self._failing.get(_SYNCHRONISED)
+            if lost is None:
+                _log.info("%d messages stay in %s until the next start", self._count, self._path)
+            else:
+                _log.error(
+                    "%d messages were not sent, and may not be there at the next start: %s cannot"
+                    " be %s: %s",
+                    self._count,
+                    self._file,
+                    _SYNCHRONISED,
+                    lost,
+                )
         self.abandon()
 
     def abandon(self) -> None:
@@ -352,6 +369,13 @@ class DurableOutbox(DelegatingBus):
         )
         self._writing, self._syncing = [], []
         not_removed, not_added, not_synced = problems
+        # What was not tried proves nothing.
+        if gone:
+            self._note("emptied", not_removed)
+        if writing:
+            self._note("written", not_added)
+        if writing or unsynced:
+            self._note(_SYNCHRONISED, not_synced)
         if not_removed is not None:
             self._gone[:0] = gone
             self._retry_later()
@@ -377,11 +401,15 @@ class DurableOutbox(DelegatingBus):
                         )
                     )
                 )
-        problem = not_added or not_synced or not_removed
-        self._problem = None if problem is None else f"{self._file} cannot be written: {problem}"
-        if problem is not None:
-            self._limited_log.error("%s", self._problem)
         return not_removed is None
+
+    def _note(self, what: str, error: Exception | None) -> None:
+        """Note how something that was done with the file has ended."""
+        if error is not None:
+            self._failing[what] = error
+            self._limited_log.error("%s cannot be %s: %s", self._file, what, error)
+        elif self._failing:
+            self._failing.pop(what, None)
 
     def _retry_later(self) -> None:
         if not self._closed:
@@ -491,10 +519,10 @@ class DurableOutbox(DelegatingBus):
         except sqlite3.Error as error:
             if self._closed:
                 return
-            self._problem = f"{self._file} cannot be read: {error}"
-            self._limited_log.error("%s", self._problem)
+            self._note("read", error)
             self._retry_later()
             return
+        self._note("read", None)
         for row in read:
             if isinstance(row, Row):
                 self._append(row)

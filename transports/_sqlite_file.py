@@ -12,16 +12,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from .._logs import get_logger
 from .._texts import quoted
 from ..errors import ConfigurationError
 
 __all__ = ["SqliteFile", "file_name", "remove_database"]
+
+_log = get_logger(__name__)
 
 T = TypeVar("T")
 
 _PAGE = 4_096
 # Pages of the log from which on they are copied into the file. Whoever writes waits meanwhile.
 _CHECKPOINT_AT = 512
+# Bytes of a file whose check may take seconds.
+_LARGE = 200_000_000
 # Seconds for a transaction that is being written when the file is closed.
 _PATIENCE = 1.0
 _WHY_IT_IS_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -130,7 +135,11 @@ class SqliteFile:
         os.fsync(self._log)
         log = os.fstat(self._log)
         if not log.st_nlink or self._found() != self._identity:
-            raise OSError(errno.ENOENT, "somebody has removed or replaced it", str(self.path))
+            raise OSError(
+                errno.ENOENT,
+                "somebody has removed or replaced it; start the application again",
+                str(self.path),
+            )
         self._tidy(log.st_size)
 
     def tidy(self) -> None:
@@ -226,6 +235,10 @@ class SqliteFile:
                 " that of this one)",
                 "use that version, or move the file away",
             )
+        size = os.path.getsize(self.path)
+        if size >= _LARGE:
+            # Nothing else is done meanwhile, and a start should not look as if it hung.
+            _log.info("reading %s to check it, which has %d MB", self.name, size // 1_000_000)
         (state,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if state != "ok":
             raise _Unreadable(

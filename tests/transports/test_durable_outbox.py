@@ -512,7 +512,8 @@ async def test_the_file_may_be_a_link_to_one_elsewhere(tmp_path: Path) -> None:
 async def test_a_file_that_is_removed_while_it_is_in_use_is_noticed(
     tmp_path: Path, log: bool
 ) -> None:
-    async with living(tmp_path, []) as life:
+    confirmed: list[Envelope] = []
+    async with living(tmp_path, confirmed) as life:
         await life.publish(1)
         path = only_file(tmp_path)
         Path(f"{path}-wal" if log else path).unlink()
@@ -522,6 +523,22 @@ async def test_a_file_that_is_removed_while_it_is_in_use_is_noticed(
         with pytest.raises(PublishUnknown, match="somebody has removed or replaced it"):
             await posted
         assert "somebody has removed" in (life.outbox.trouble or "")
+        life.broker.come()
+        await life.outbox.drain()
+    # What was sent was taken out of the file that is gone, which proves nothing.
+    assert numbers(confirmed) == [1, 2, 3]
+    assert "somebody has removed" in (life.outbox.trouble or "")
+
+
+async def test_what_is_left_in_a_file_that_is_gone_is_told_at_the_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with living(tmp_path, []) as life:
+        await life.publish(1)
+        only_file(tmp_path).unlink()
+        with pytest.raises(PublishUnknown):
+            await life.publish(2)
+    assert "2 messages were not sent, and may not be there at the next start" in caplog.text
 
 
 def test_a_fork_that_ends_leaves_the_file_as_it_is(tmp_path: Path) -> None:
@@ -575,6 +592,7 @@ async def test_a_full_disk_refuses_and_loses_nothing(tmp_path: Path) -> None:
             with pytest.raises(OutboxFull, match="no room on the disk for the outbox file") as full:
                 post_until_full(life, recorded)
             assert full.value.outage
+            assert "cannot be written" in (life.outbox.trouble or "")
             with pytest.raises(OutboxFull, match="no room on the disk"):
                 await life.publish(5_000, headers={"fill": "x" * 10_000})
             assert "cannot be written" in (life.outbox.trouble or "")

@@ -16,7 +16,7 @@ import pytest
 
 from spa_dat.errors import ConfigurationError, StateLost, StateNotWritten
 from spa_dat.harness.world._memory_states import MemoryStates
-from spa_dat.transports import Envelope
+from spa_dat.transports import Envelope, _sqlite_file
 from spa_dat.transports._sqlite_states import SqliteStates
 from spa_dat.transports._state_store import (
     SECONDS_HANDLED,
@@ -282,6 +282,18 @@ def test_a_full_disk_keeps_nothing_and_loses_nothing(tmp_path: Path) -> None:
     store = SqliteStates(tmp_path / "states")
     assert values(store, "k") == {"k": b"[]"}
     store.close()
+
+
+def test_a_large_file_whose_check_takes_long_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / "file"
+    SqliteStates(path).close()
+    assert "reading" not in caplog.text
+    monkeypatch.setattr(_sqlite_file, "_LARGE", 4_096)
+    SqliteStates(path).close()
+    assert f"reading the file of states '{path}' to check it, which has 0 MB" in caplog.text
 
 
 def test_a_disk_that_does_not_confirm_is_told_apart(
