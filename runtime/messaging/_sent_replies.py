@@ -54,6 +54,8 @@ _LONGEST_CORRELATION = 1024
 _MOST_REMEMBERED = 16_384
 # On Kafka all that an inbox gets has one topic, and this tells what it is.
 _COMMAND = COMMAND.encode()
+# Bytes of an error's text where the bus does not allow more, and nothing else is sent with it.
+_SHORTER = (100, 0)
 
 
 class Replies:
@@ -126,17 +128,29 @@ class Replies:
         """
         headers = {REPLY_HEADER: "1", ERROR_HEADER: escaped(str(code))[:LONGEST_CODE]}
         payload = str(text)[:LONGEST_TEXT].encode("utf-8", "replace")
-        payload = payload[: self._bus.max_payload].decode("utf-8", "ignore").encode()
-        try:
-            self._post(turn, source, payload, TEXT, headers)
-        except OutboxFull:
-            raise
-        except SpaDatError as refusal:
-            # What the request contains makes it impossible to send even this answer.
-            assert turn.request is not None
-            self._stats["replies.refused"] += 1
-            topic = quoted(turn.request.topic)
-            self._log.error("the request on %s cannot be answered: %s", topic, describe(refusal))
+        refusal: SpaDatError
+        for most in (None, *_SHORTER):
+            cut = payload[: self._bus.max_payload if most is None else most]
+            cut = cut.decode("utf-8", "ignore").encode()
+            try:
+                if most is None:
+                    self._post(turn, source, cut, TEXT, headers)
+                else:
+                    self._post_bare(turn, cut, headers)
+            except OutboxFull:
+                raise
+            except MessageTooLarge as error:
+                refusal = error
+            except SpaDatError as error:
+                refusal = error
+                break
+            else:
+                return
+        # What the request contains makes it impossible to send even this answer.
+        assert turn.request is not None
+        self._stats["replies.refused"] += 1
+        topic = quoted(turn.request.topic)
+        self._log.error("the request on %s cannot be answered: %s", topic, describe(refusal))
 
     def refuse(self, request: Envelope, source: str, code: str, text: str) -> bool:
         """Answer a request that no handler is to get with a `RemoteError`.
@@ -176,6 +190,23 @@ class Replies:
             type=DEFAULT_TYPE,
             time=self._environment.now(),
             headers=with_carried(headers, turn.carried()),
+            correlation=request.correlation,
+            expiry=request.expiry,
+        )
+        if self._wire is not None:
+            envelope = msgspec.structs.replace(envelope, wire=self._wire)
+        turn.posts.append(self._bus.post(envelope))
+        turn.answered = True
+
+    def _post_bare(self, turn: Turn, payload: bytes, headers: dict[str, str]) -> None:
+        """Answer with nothing but what the requester needs, as the bus allows no more."""
+        request = turn.request
+        assert request is not None
+        assert request.response_topic is not None
+        envelope = Envelope(
+            topic=request.response_topic,
+            payload=payload,
+            headers=headers,
             correlation=request.correlation,
             expiry=request.expiry,
         )

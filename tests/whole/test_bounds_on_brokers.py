@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from spa_dat import DistributedApplication
+from spa_dat.errors import RemoteError
 from spa_dat.testing import Kafka, Mosquitto
 from spa_dat.transports import Delivery, DeliveryState, Envelope, LeftOut
 from support.kafka_bus import create, new_prefix
@@ -316,3 +318,22 @@ async def test_what_is_fetched_is_taken_before_more_is_fetched(kafka: Kafka) -> 
 
         await eventually(all_settled, 60.0)
         assert most <= 2
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("most", [330, 450])
+async def test_an_error_is_the_answer_even_where_the_broker_allows_hardly_any_bytes(
+    own_mosquitto: StartBroker, most: int
+) -> None:
+    broker = own_mosquitto(extra=(f"max_packet_size {most}",))
+    app = DistributedApplication(broker.url, name="app")
+
+    @app.application("q", name="actor")
+    async def handle(payload: str) -> str:
+        raise ValueError("x" * 300)
+
+    async with app:
+        with pytest.raises(RemoteError, match="ValueError: x") as raised:
+            await app.socket().request("q", "1", reply=str, timeout=60)
+    assert raised.value.code == "failed"
+    assert app.stats["replies.refused"] == 0
