@@ -205,8 +205,9 @@ class Consumer(abc.ABC):
     def discard_stale(self, topic: str) -> None:
         """Remove the unwanted filter by which a message on ``topic`` arrived.
 
-        It is left from an earlier program. It is removed in the background, if the bus allows
-        finding it.
+        It is left from an earlier program, unless the bus changes topics. It is removed in the
+        background, if the bus allows finding it. Called up to twice for a topic on one connection:
+        the filter may not have been found, or be there again.
         """
 
     @abc.abstractmethod

@@ -30,6 +30,8 @@ __all__ = ["Outage", "Router"]
 log = get_logger("spa_dat")
 
 _MOST_STALE_TOPICS = 1000
+# A filter that is there again after it was removed is one of ours, which the broker has changed.
+_MOST_SEARCHES = 2
 
 
 class Router(Actor):
@@ -90,8 +92,9 @@ class Router(Actor):
         # never is.
         self._taken: dict[int, Delivery] = {}
         self._unacknowledged = 0
-        # Hashes, not the topics themselves: strangers may invent long ones.
-        self._stale: dict[int, None] = {}
+        # How often the filter of an unwanted message was looked for, by the hash of its topic:
+        # strangers may invent long ones.
+        self._stale: dict[int, int] = {}
         self._log = LimitedLog(log)
 
     def add(self, route: Route) -> None:
@@ -256,6 +259,7 @@ class Router(Actor):
         """
         if self._outage is None:
             self._outage = outage = Outage()
+            self._stale.clear()
             for target in self._targets:
                 outage.take(target.mailbox, self._is_mine)
                 target.interrupt(self)
@@ -466,15 +470,17 @@ class Router(Actor):
             # It was on its way when its filter was removed: that session has no older filters.
             return
         key = hash(topic)
-        if key in self._stale or len(self._stale) >= _MOST_STALE_TOPICS:
+        times = self._stale.get(key, 0)
+        if times >= _MOST_SEARCHES or (not times and len(self._stale) >= _MOST_STALE_TOPICS):
             return
-        self._stale[key] = None
-        self._log.warning(
-            "subscription %r: a message on %s matches none of its filters; a filter of an earlier"
-            " version of the program is still active and is being removed",
-            self.name,
-            quoted(topic),
-        )
+        self._stale[key] = times + 1
+        if not times:
+            self._log.warning(
+                "subscription %r: a message on %s matches none of its filters, and is dropped; an"
+                " earlier version of the program may have had a filter for it",
+                self.name,
+                quoted(topic),
+            )
         if self.consumer is not None:
             self.consumer.discard_stale(topic)
 

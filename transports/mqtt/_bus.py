@@ -18,8 +18,9 @@ from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry, payload_too_large
-from .._topics import command_topic, reply_prefix
+from .._topics import command_topic, is_reserved, reply_prefix
 from .._wire_formats import WireFormats
+from ._changed_topics import about_changed_topics
 from ._config import MqttConfig
 from ._connection import Connection
 from ._connection_events import Loss, ServerLimits
@@ -75,6 +76,8 @@ class MqttBus(Bus):
         # By how much to multiply the time that the next connection has to confirm a large message.
         self._patience = 1
         self._was_connected = False
+        # That the broker changes topics, so that replies do not arrive.
+        self._changes_topics: str | None = None
         # 0 once a broker has ended a connection over one.
         self._topic_aliases = config.topic_aliases
         # The broker's answer to the latest message of the option will.
@@ -105,7 +108,12 @@ class MqttBus(Bus):
         # Without wildcards there is never an inbox, and that is no trouble for whoever needs none.
         if self.connected and not isinstance(self._inbox.problem, ConfigurationError | None):
             return str(self._inbox.problem)
-        return self._connection.obstacle or super().trouble or self._outgoing.trouble
+        return (
+            self._connection.obstacle
+            or super().trouble
+            or self._changes_topics
+            or self._outgoing.trouble
+        )
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         self._on_reply = on_reply
@@ -257,6 +265,7 @@ class MqttBus(Bus):
 
     def on_lost(self, loss: Loss) -> None:
         self._patience = 1
+        self._changes_topics = None
         oldest = self._outbox.oldest_unconfirmed
         if loss.unconfirmed and oldest is not None:
             # It is sent again from the beginning: without more time it may never be confirmed.
@@ -288,6 +297,9 @@ class MqttBus(Bus):
             return
         if self._on_reply is None or not envelope.topic.startswith(self._reply_prefix):
             self._stats["replies.foreign"] += 1
+            if not is_reserved(envelope.topic) and self._changes_topics is None:
+                self._changes_topics = about_changed_topics(self._config.address, envelope.topic)
+                _log.error("%r: %s", self._identifier, self._changes_topics)
             return
         try:
             self._on_reply(envelope.topic[len(self._reply_prefix) :], envelope)

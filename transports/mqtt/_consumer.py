@@ -17,6 +17,7 @@ from .._envelope import Envelope
 from .._suspect_publishes import Blame
 from .._topics import RESERVED
 from .._wire_formats import CLOUDEVENTS, WireFormat
+from ._changed_topics import about_changed_topics
 from ._config import MqttConfig
 from ._connection import Connection
 from ._connection_events import MOST_ENDS, Loss
@@ -152,6 +153,8 @@ class MqttConsumer(Consumer):
         self._refused: dict[str, int] = {}
         self._pending: dict[str, _PendingFilter] = {}
         self._shortened: int | None = None
+        # That the broker changes topics, so that messages do not reach anybody.
+        self._changes_topics: str | None = None
         self._state = _NEW
         # An order: whatever arrives from now on is not accepted, in any state.
         self._stopped = False
@@ -169,7 +172,7 @@ class MqttConsumer(Consumer):
             return self._connection.obstacle or away
         for pattern, code in self._refused.items():
             return str(self._refusal(code, pattern))
-        return None
+        return self._changes_topics
 
     @property
     def trackers(self) -> Sequence[Tracker]:
@@ -208,8 +211,11 @@ class MqttConsumer(Consumer):
 
     def discard_stale(self, topic: str) -> None:
         self._stats["messages.stale"] += 1
-        assert self._client is not None
-        self._spawn(self._subscriptions.discard(self._client, topic))
+        if self._subscriptions.knows_all:
+            self._note_change_of(topic)
+        elif self._changes_topics is None:
+            assert self._client is not None
+            self._spawn(self._discard(self._client, topic))
 
     def stop_intake(self) -> None:
         self._stopped = True
@@ -321,6 +327,7 @@ class MqttConsumer(Consumer):
     def on_lost(self, loss: Loss) -> None:
         self._redelivery.connection_lost(self._tracker.begin())
         self._subscriptions.connection_lost()
+        self._changes_topics = None
         self._count_against_what_is_added(loss)
         if self._state is _CLOSED:
             return
@@ -369,6 +376,16 @@ class MqttConsumer(Consumer):
         self._pause_if_full()
 
     # Internals.
+
+    async def _discard(self, client: MqttClient, topic: str) -> None:
+        if await self._subscriptions.discard(client, topic):
+            self._note_change_of(topic)
+
+    def _note_change_of(self, topic: str) -> None:
+        """Note that no earlier program has asked for a message that nobody here has asked for."""
+        if self._changes_topics is None:
+            self._changes_topics = about_changed_topics(self._config.address, topic)
+            _log.error("%r: %s", self._identifier, self._changes_topics)
 
     def _warn_of_a_short_session(self, client: MqttClient) -> None:
         granted, asked = client.limits.session_expiry, client.session_expiry

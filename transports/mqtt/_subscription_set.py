@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -26,6 +27,7 @@ _REFUSED = 0x80
 # Unspecified, implementation specific, quota exceeded: perhaps there were too many at once.
 _MAYBE_TOO_MANY = frozenset({0x80, 0x83, 0x97})
 _MOST_DISCARDED = 1_000
+_MOST_DISCARDS = 2
 _CLOSE_TIMEOUT = 2.0
 _OVERRUN = "closed here, as more arrived before an answer than may be held; it comes again"
 _MOST_CANDIDATES = 512
@@ -50,6 +52,7 @@ class SubscriptionSet:
 
     Attributes:
         guard: recognises copies due to partly overlapping filters.
+        knows_all: whether the session has no filters but those that are wanted.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class SubscriptionSet:
         # Mosquitto 2.0 sends them to groups too, which the standard forbids.
         self._retained = "never" if share else retained
         self.guard = CopyGuard()
+        self.knows_all = False
         self._qos = qos
         shared = f"$share/{group}/"
         # That of its filters, and that which they had in a program with another ``deliver=``.
@@ -81,7 +85,9 @@ class SubscriptionSet:
         # The connection was ended here, so the session is as last confirmed by the broker.
         self._stays_in_force = False
         self._unwanted: dict[str, None] = {}
-        self._discarded: dict[str, None] = {}
+        # How often their filters were looked for, by topic, and which were found.
+        self._discarded: dict[str, int] = {}
+        self._removed: dict[str, None] = {}
         self._lock = asyncio.Lock()
         for pattern in filters:
             self.add(pattern)
@@ -110,6 +116,8 @@ class SubscriptionSet:
             self._plan.remove(pattern, len(self._wanted))
             del self._wanted[pattern]
             self._unwanted[pattern] = None
+            # Its messages may be on their way.
+            self.knows_all = False
             self._reserved.discard(pattern, pattern)
 
     def withdraw(self, pattern: str) -> None:
@@ -129,6 +137,8 @@ class SubscriptionSet:
         """Note that there is a new connection, perhaps with the session of the last one."""
         if self._stays_in_force and session_present:
             self._in_force_on = client
+        if not session_present:
+            self.knows_all = True
         self._stays_in_force = False
 
     async def connect_anew(self, client: MqttClient) -> None:
@@ -189,25 +199,42 @@ class SubscriptionSet:
             )
             return lacking | refused
 
-    async def discard(self, client: MqttClient, topic: str) -> None:
-        """Unsubscribe from the unwanted filter in force that matches the topic."""
-        if topic in self._discarded:
-            return
+    async def discard(self, client: MqttClient, topic: str) -> bool:
+        """Unsubscribe from the unwanted filter in force that matches the topic.
+
+        Returns:
+            Whether such a filter is there again after it was removed: then it is what the broker
+            has made of one that is wanted.
+        """
+        times = self._discarded.get(topic, 0)
+        if times >= _MOST_DISCARDS:
+            return False
         if len(self._discarded) >= _MOST_DISCARDED:
             self._discarded.clear()
-        self._discarded[topic] = None
+            self._removed.clear()
+        self._discarded[topic] = times + 1
         async with self._lock:
             keep = (*self._wanted, *self._in_force)
             found = [self._prefix + pattern for pattern in candidates(topic, keep)]
             found += [self._other_prefix + pattern for pattern in candidates(topic, ())]
             removed = await self._end(client, found)
-        if removed:
+            if removed:
+                # What was removed may be one that is wanted, which the broker has changed.
+                self._in_force.clear()
+        if not removed:
+            return False
+        is_back = any(pattern in self._removed for pattern in removed)
+        self._removed.update(dict.fromkeys(removed))
+        if not is_back:
             _log.warning(
                 "the session still had filters that are no longer wanted, as a message"
                 " on %r has shown; removed: %s",
                 topic,
                 ", ".join(map(repr, removed)),
             )
+        with contextlib.suppress(ConnectionLost):
+            await self.apply(client)
+        return is_back
 
     async def end_other(self, client: MqttClient) -> None:
         """Unsubscribe from the same filters as shared ones, or else as those that are not.
