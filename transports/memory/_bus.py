@@ -129,7 +129,7 @@ class MemoryBus(Bus):
                 async with asyncio.timeout_at(deadline):
                     await queue.room(waiter)
             except TimeoutError:
-                raise _refused(queue, envelope) from None
+                raise _refused(queue, envelope, waited=timeout) from None
             finally:
                 self._waiters.pop(waiter, None)
         return max(deadline - loop.time(), 0.0)
@@ -237,12 +237,25 @@ class MemoryBus(Bus):
             self._outbox.fail(entry, error)
 
 
-def _refused(queue: Queue, envelope: Envelope) -> OutboxFull:
-    whose = "which is slow to take them" if queue.members else "which is away"
+def _refused(queue: Queue, envelope: Envelope, waited: float | None = None) -> OutboxFull:
+    """Return the error of a message for which a queue has no room.
+
+    Args:
+        queue: it.
+        envelope: the message.
+        waited: for how many seconds a publish has waited; None for a post.
+    """
+    if queue.members:
+        whose, remedy = "which is slow to take them", "let its actor do less for each message"
+    else:
+        whose, remedy = "which is away", "start its application"
+    within, first = "", "'await socket.publish(...)' waits for room"
+    if waited is not None:
+        within, first = f" within {waited:g} s", "wait longer with timeout="
     return not_outage(
         OutboxFull(
             f"{len(queue)} messages of {queue.size} bytes are waiting for {queue.name!r}, {whose},"
-            f" and the one to {envelope.topic!r} was not accepted: 'await socket.publish(...)'"
-            " waits for room, or raise the option 'queue' or 'queue_bytes'"
+            f" and the one to {envelope.topic!r} was not accepted{within}: {first}; {remedy}, or"
+            " raise the option 'queue' or 'queue_bytes'"
         )
     )

@@ -595,6 +595,9 @@ async def test_a_publish_that_finds_no_room_in_time_says_whose_queue_is_full() -
             await socket.publish("slow/1", 10**3000, timeout=3.0)
         text = "4 messages of 12004 bytes are waiting for 'app.0.slow', which is slow to take them"
         assert text in str(caught.value)
+        # It has waited already.
+        assert "within 3 s: wait longer with timeout=; let its actor" in str(caught.value)
+        assert "socket.publish" not in str(caught.value)
         assert not caught.value.outage
         assert app.stats["outages"] == 0
         go_on.set()
@@ -616,7 +619,10 @@ async def test_a_session_that_nobody_uses_keeps_no_more_than_others_and_is_named
         for number in range(5):
             other.socket().post("slow/1", number)
         await passed(1.0)
-        with pytest.raises(OutboxFull, match=r"'app\.0\.slow', which is away"):
+        with pytest.raises(
+            OutboxFull,
+            match=r"'app\.0\.slow', which is away, .* waits for room; start its application",
+        ):
             other.socket().post("slow/1", 5)
         waiting = asyncio.ensure_future(other.socket().publish("slow/1", 5))
         await passed(1.0)
