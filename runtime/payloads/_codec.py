@@ -440,6 +440,21 @@ class _DecoderBesideOthers(_CodecDecoder):
         return super().decode(payload, content_type)
 
 
+def _no_payload(annotation: Any, error: Exception) -> str:
+    """Return why a type cannot be that of a payload, and what to do."""
+    what = f"{type_name(annotation)} cannot be the type of a payload:"
+    if isinstance(error, NameError):
+        return (
+            f"{what} an annotation in it cannot be resolved ({error}); define what it names at the"
+            " top level of the module and not in a function, and import it not only for type"
+            " checking"
+        )
+    return (
+        f"{what} {error}; use bytes, str, int, float, bool, None, dict, list, a dataclass, a"
+        " TypedDict, a msgspec.Struct or a pydantic model"
+    )
+
+
 def _make(annotation: Any, default: Codec | None = None) -> Decoder[Any]:
     bare, optional = bare_type(annotation)
     codec = codec_in(annotation)
@@ -463,11 +478,7 @@ def _make(annotation: Any, default: Codec | None = None) -> Decoder[Any]:
             raise TypeError("a payload is either raw bytes or decoded; ask for bytes alone")
         read_json, parse = type_readers(Any if bare is object else annotation)
     except Exception as error:
-        raise ConfigurationError(
-            f"{type_name(annotation)} cannot be the type of a payload: {error}; use bytes, str,"
-            " int, float, bool, None, dict, list, a dataclass, a TypedDict, a msgspec.Struct or a"
-            " pydantic model"
-        ) from error
+        raise ConfigurationError(_no_payload(annotation, error)) from error
 
     def read_text(payload: bytes) -> Any:
         text = payload.decode()

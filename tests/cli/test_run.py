@@ -59,6 +59,16 @@ def nothing():
 
 def runs():
     make().run()
+
+def in_a_lambda():
+    return (lambda: later())()
+
+class Settings:
+    @property
+    def app(self):
+        raise ValueError("no settings")
+
+settings = Settings()
 """
 
 
@@ -165,8 +175,16 @@ def test_a_function_may_make_the_application(name: str, tmp_path: Path, said: Sa
             "{m}:fails",
             r"'{m}:fails' did not create an application: ValueError: no plan \(.*{m}.py:\d+\)",
         ),
-        ("{m}:nothing", "'{m}:nothing' is of type NoneType, not a DistributedApplication"),
-        ("{m}:runs", '.*create an application: .*write `if __name__ == "__main__":` above it.*'),
+        ("{m}:in_a_lambda", "'{m}:in_a_lambda' is an async function: write `def`.*"),
+        ("{m}:nothing", "'{m}:nothing' has returned None: end it with a `return` .*"),
+        (
+            "{m}:runs",
+            r".*create an application: .*: write `if __name__ == .* above it \(.*{m}.py:26\)",
+        ),
+        (
+            "{m}:settings.app",
+            r"'{m}:settings.app' cannot be looked up: ValueError: no settings \(.*{m}.py:\d+\)",
+        ),
         ("{m}:", "'{m}:' names no application: .*"),
         (":app", "':app' names no application: .*"),
         (".x:app", "'.x:app' names no application: .*"),

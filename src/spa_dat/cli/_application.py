@@ -13,6 +13,7 @@ from .._texts import reason_of
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication
 from ..runtime.application._program import IMPORTING
+from ..runtime.diagnostics._stacks import is_ours
 
 __all__ = ["load_application"]
 
@@ -43,7 +44,7 @@ def load_application(target: str) -> DistributedApplication:
     found: object = module
     for part in path.split("."):
         try:
-            found = getattr(found, part)
+            found = _attribute(target, found, part)
         except AttributeError:
             raise ConfigurationError(
                 f"module {module_name!r} has no {path!r}; its applications:"
@@ -56,6 +57,21 @@ def load_application(target: str) -> DistributedApplication:
             f"{target!r} is of type {type(found).__name__}, not a DistributedApplication"
         )
     return found
+
+
+def _attribute(target: str, owner: object, name: str) -> object:
+    """Return an attribute, which may be a property; raise AttributeError if there is none."""
+    token = IMPORTING.set(True)
+    try:
+        return getattr(owner, name)
+    except (AttributeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ConfigurationError(
+            f"{target!r} cannot be looked up: {reason_of(error)}{_place(error)}"
+        ) from error
+    finally:
+        IMPORTING.reset(token)
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -135,10 +151,15 @@ def _not_imported(name: str, error: BaseException) -> ConfigurationError:
 
 
 def _place(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    # A SyntaxError says itself where it is.
-    here = frames and not isinstance(error, SyntaxError)
-    return f" ({frames[-1].filename}:{frames[-1].lineno})" if here else ""
+    if isinstance(error, SyntaxError):
+        return ""  # it says itself where it is
+    # Not a line of ours, such as that of run(): the one that has called it.
+    frames = [
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not is_ours(frame)
+    ]
+    return f" ({frames[-1][0].f_code.co_filename}:{frames[-1][1]})" if frames else ""
 
 
 def _only_one(name: str, module: object) -> DistributedApplication:
@@ -158,11 +179,7 @@ def _only_one(name: str, module: object) -> DistributedApplication:
 
 def _made_by(target: str, factory: object) -> object:
     assert callable(factory)
-    if inspect.iscoroutinefunction(factory):
-        raise ConfigurationError(
-            f"{target!r} is an async function: write `def`, and do what has to be awaited when"
-            " the application starts, in a resource or in an on_start"
-        )
+    is_async = inspect.iscoroutinefunction(factory)
     try:
         inspect.signature(factory).bind()
     except TypeError:
@@ -174,7 +191,7 @@ def _made_by(target: str, factory: object) -> object:
         pass  # nobody knows its signature
     token = IMPORTING.set(True)
     try:
-        return factory()
+        made = None if is_async else factory()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -183,6 +200,19 @@ def _made_by(target: str, factory: object) -> object:
         ) from error
     finally:
         IMPORTING.reset(token)
+    if inspect.iscoroutine(made):
+        made.close()
+        is_async = True
+    if is_async:
+        raise ConfigurationError(
+            f"{target!r} is an async function: write `def`, and do what has to be awaited when"
+            " the application starts, in a resource or in an on_start"
+        )
+    if made is None:
+        raise ConfigurationError(
+            f"{target!r} has returned None: end it with a `return` of the application"
+        )
+    return made
 
 
 def _applications(module: object) -> dict[str, DistributedApplication]:
