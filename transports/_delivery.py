@@ -155,7 +155,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
             self.on_withdraw()
 
     def replaced_by(self, successor: Delivery) -> None:
-        """Let the running handler's result also settle ``successor``, a later receipt."""
+        """Let the handler's result also settle ``successor``, a later receipt that nobody starts."""
         successor.state = _RUNNING
         successor.attempts = self.attempts
         self.successor = successor

@@ -124,9 +124,10 @@ class Redelivery:
     def resolve(self, delivery: Delivery) -> bool:
         """Return whether a message that came again is already dealt with, so must not be delivered.
 
-        If its handler is still running, the handler's result also counts for it. If it was handled
-        and only the acknowledgement did not get through, it is settled. If no handler has had it
-        yet, it is to be delivered, with the attempts counted so far, in place of the older receipt.
+        If its handler is still running, the handler's result also counts for it; so it does if the
+        older receipt waits for a handler, where it has its place in the order. If it was handled
+        and only the acknowledgement did not get through, it is settled. If the older receipt was
+        taken back, it is to be delivered, with the attempts counted so far.
         """
         old = self._left.pop(delivery.token, None)
         if old is None:
@@ -139,12 +140,12 @@ class Redelivery:
         if old.state is DeliveryState.SETTLED:
             delivery.settle()
             return True
-        if old.state is DeliveryState.RUNNING:
+        if old.state is not DeliveryState.WITHDRAWN:
+            # The receiver kept those that are queued because they seemed to be the last copies.
             old.replaced_by(delivery)
             self._running[delivery] = old
             return True
         delivery.attempts = old.attempts
-        old.withdraw()
         return False
 
     @staticmethod

@@ -741,21 +741,47 @@ async def test_a_session_that_an_unanswered_connect_may_have_made_is_not_trusted
         assert delivery.start()
 
 
-async def test_a_message_that_comes_again_after_an_unanswered_connect_is_handled_once() -> None:
+async def test_messages_that_come_again_after_an_unanswered_connect_keep_their_order() -> None:
+    """They wait here as the last copies, and are handled once each, where they are."""
+    acknowledged: list[int] = []
+
+    async def three_and_a_part(peer: Peer) -> None:
+        await peer.ready()
+        for number in (1, 2, 3):
+            peer.send(publish(number, b"%d" % number))
+        peer.send(publish(4, b"4")[:5])
+        await arrived.wait()
+        peer.reset()
+
     async def again(peer: Peer) -> None:
         await peer.accept(session=True)
-        peer.send(publish(1, b"last copy", duplicate=True))
+        peer.send(publish(1, b"1", duplicate=True))
+        peer.send(publish(2, b"2", duplicate=True))
         await peer.subscribe()
-        await peer.wait_closed()
+        for number in (3, 4):
+            acknowledged.append((await peer.expect("PUBACK")).packet_id)
+            peer.send(publish(number, b"%d" % number, duplicate=number == 3))
+        while True:
+            acknowledged.append((await peer.expect("PUBACK")).packet_id)
 
+    arrived = asyncio.Event()
     async with (
-        ScriptedBroker(serve, _cut_in_mid_message, _mute, again) as broker,
+        ScriptedBroker(serve, three_and_a_part, _mute, again) as broker,
         client(broker) as app,
     ):
         _, recorder = await app.consume("t", recorder=Recorder(settle=False))
-        old, new = await recorder.get(2)
-        assert not old.start()
-        assert new.start()
+        await recorder.get(3)
+        arrived.set()
+        await eventually(lambda: recorder.events == ["hold", "last copies"])
+        await eventually(lambda: app.stats["messages.recognised"] == 2)
+        for delivery in recorder.deliveries:
+            assert delivery.start()
+            delivery.settle()
+        fourth = (await recorder.get(4))[-1]
+        assert fourth.start()
+        fourth.settle()
+        await eventually(lambda: acknowledged == [1, 2, 3, 4])
+        assert recorder.payloads == [b"1", b"2", b"3", b"4"]
 
 
 async def test_a_message_before_the_connection_is_accepted_counts_for_nothing() -> None:
