@@ -155,7 +155,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
             self.on_withdraw()
 
     def replaced_by(self, successor: Delivery) -> None:
-        """Let the handler's result also settle ``successor``, a later receipt that nobody starts."""
+        """Let the result of this one also settle ``successor``, a later receipt."""
         successor.state = _RUNNING
         successor.attempts = self.attempts
         self.successor = successor

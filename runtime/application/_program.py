@@ -184,7 +184,7 @@ def _refuse_wrong_place() -> None:
     else:
         raise ConfigurationError(
             "run() was called on a running event loop, which it would block; write"
-            " `async with app: await app.wait()`"
+            " `async with app: await app.wait()`, or in a notebook `await app.start()`"
         )
     if threading.current_thread() is not threading.main_thread():
         raise ConfigurationError(

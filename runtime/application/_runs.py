@@ -133,6 +133,7 @@ class Runs:
             ConfigurationError: it is running already.
             Exception: what `Run.start` raises.
         """
+        _refuse_other_loops(self.settings.identity.application)
         if self.current is not None and self.current.is_running_here:
             await self.current.stopped()
         self.refuse("start")
@@ -168,6 +169,17 @@ class Runs:
     def forget(self) -> None:
         """Drop the current run, all of whose tasks were ended from outside."""
         self._current = None
+
+
+def _refuse_other_loops(name: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"application {name!r} is started where no event loop of asyncio is running, as under"
+            " trio: start it with asyncio (with anyio, choose that backend), or with `with app:` in"
+            " a thread"
+        ) from None
 
 
 async def _stop_earlier(identity: Identity) -> None:

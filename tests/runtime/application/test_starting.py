@@ -393,3 +393,12 @@ async def test_who_stops_a_start_that_has_no_connection_yet_is_not_told_about_th
         await app.aclose()
         with pytest.raises(ActorStopped, match="'app' was stopped while it started"):
             await starting
+
+
+def test_a_start_without_an_event_loop_of_asyncio_says_so() -> None:
+    app = DistributedApplication("memory://", name="app")
+    # As trio does.
+    starting = app.start()
+    with pytest.raises(ConfigurationError, match=r"no event loop of asyncio is running.* trio"):
+        starting.send(None)
+    starting.close()
