@@ -224,6 +224,25 @@ async def test_a_broker_that_accepts_while_a_consumer_is_closed_changes_nothing(
         assert app.fatal == []
 
 
+async def test_what_a_consumer_has_begun_has_ended_when_it_is_closed() -> None:
+    ended: list[str] = []
+
+    async def ends_slowly() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0)
+            ended.append("it")
+
+    async with ScriptedBroker(serve) as broker, client(broker) as app:
+        # Without a connection nothing else takes time.
+        consumer: Any = app.bus.consumer(Subscription("actor", ("a",)), Recorder())
+        consumer._spawn(ends_slowly())
+        await asyncio.sleep(0)
+        await consumer.close()
+        assert ended == ["it"]
+
+
 async def test_a_start_whose_task_other_code_cancels_says_so() -> None:
     async with (
         ScriptedBroker(Peer.wait_closed) as broker,
