@@ -30,7 +30,7 @@ from ._numbered_keys import KafkaSide, MosquittoSide, Side
 
 _SUBJECT = Path(__file__).parent / "subjects" / "soaked_keys.py"
 _PATIENCE = 180.0
-_START_TIMEOUT = 120.0
+_START_TIMEOUT = 300.0
 _STOP_TIMEOUT = 90.0
 _PAUSE = 0.02
 # Between two strikes.

@@ -40,7 +40,7 @@ _DEDUPE, _TTL = 100, 3.0
 _RINGS = [f"ring{number}" for number in range(10)]
 _RING_WITHIN = 4.0
 # Brokers are away for long on a busy machine.
-_PATIENCE = 60.0
+_PATIENCE, _START_PATIENCE = 60.0, 300.0
 
 on_kafka = os.environ["SOAK_BUS"] == "kafka"
 server, folder = os.environ["SOAK_SERVER"], Path(os.environ["SOAK_FOLDER"])
@@ -62,7 +62,7 @@ def tell(text: str) -> None:
 def bus() -> Any:
     """Return the configuration, or the address."""
     if not on_kafka:
-        return f"{server}?backoff_max=0.5&start_timeout={_PATIENCE:g}"
+        return f"{server}?backoff_max=0.5&start_timeout={_START_PATIENCE:g}"
     return KafkaConfig(
         server,
         topics={
@@ -77,7 +77,7 @@ def bus() -> Any:
         session_timeout=4.0,
         rebalance_timeout=10.0,
         backoff_max=0.5,
-        start_timeout=_PATIENCE,
+        start_timeout=_START_PATIENCE,
     )
 
 
