@@ -13,18 +13,21 @@ from aiokafka import TopicPartition
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.structs import OffsetAndMetadata
 
-from spa_dat.errors import NotAuthorised, PublishRefused, UnknownTopic
+from spa_dat import DistributedApplication
+from spa_dat.errors import ConfigurationError, NotAuthorised, PublishRefused, UnknownTopic
 from spa_dat.harness.kafka_cluster import Right
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka import KafkaConfig
 from spa_dat.transports.kafka._records import Record
 from spa_dat.transports.kafka._topic_names import Names
+from spa_dat.transports.kafka.producing import _transactions
 from spa_dat.transports.kafka.producing._topic_creation import Topics
 from spa_dat.transports.kafka.producing._transactions import (
     Placed,
     TransactionalProducer,
     TransactionFailed,
 )
+from support.kafka_bus import create, new_prefix
 from support.transactions import Bench, RealBench, real_bench, simulated_bench
 
 Program = Callable[["Desk"], Awaitable[None]]
@@ -306,6 +309,23 @@ async def an_id_that_may_not_be_used_is_named(desk: Desk) -> None:
     producer = desk.make(name)
     with pytest.raises(NotAuthorised, match="transactional id"):
         await producer.start()
+
+
+@pytest.mark.kafka
+async def test_a_cluster_without_time_for_transactions_is_told_apart_from_an_outage(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_transactions, "_TRANSACTION_TIMEOUT", 86_400.0)
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}t")
+    config = KafkaConfig(kafka.server, prefix=prefix, start_timeout=600.0)
+    app = DistributedApplication(config, name="app")
+
+    @app.application("t", exactly_once=True)
+    async def nothing(number: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"86400 s.*transaction\.max\.timeout\.ms"):
+        await asyncio.wait_for(app.start(), 60)
 
 
 @program

@@ -157,6 +157,7 @@ class TransactionalProducer:
 
         Raises:
             NotAuthorised: the id may not be used.
+            ConfigurationError: transactions may not last as long as ours may.
             OSError: no connection; TimeoutError is one.
             aiokafka.errors.KafkaError: the cluster refused.
         """
@@ -170,6 +171,12 @@ class TransactionalProducer:
             raise NotAuthorised(
                 f"the cluster does not let us use the transactional id {self._identifier!r}; allow"
                 " Write in its access rules"
+            ) from error
+        except kafka.InvalidTransactionTimeout as error:
+            await self.close()
+            raise ConfigurationError(
+                f"the cluster does not let a transaction last {_TRANSACTION_TIMEOUT:g} s, as those"
+                f" of {self._identifier!r} may: raise transaction.max.timeout.ms of its brokers"
             ) from error
         except BaseException:
             # Also what has come about since it was ended.
