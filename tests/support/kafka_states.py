@@ -52,7 +52,7 @@ def snapshots_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def facts(client: Any, names: list[str]) -> dict[str, TopicFacts]:
         # The simulated cluster has no ids.
         leaders = dict.fromkeys(range(3), 0)
-        return {name: TopicFacts(f"id of {name}", True, leaders) for name in names}
+        return {name: TopicFacts(f"id of {name}", True, leaders, {}) for name in names}
 
     monkeypatch.setattr(_buses, "Surroundings", surroundings)
     monkeypatch.setattr(_units, "topic_facts", facts)

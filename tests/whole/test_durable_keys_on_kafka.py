@@ -662,7 +662,7 @@ def test_without_reading_the_changelog_to_its_end_counts_would_be_wrong(
         """Take what is known here for all there is."""
         for states in arguments[3].values():
             states.restored = True
-            arguments[5](states)
+            arguments[6](states)
 
     monkeypatch.setattr(_units, "restore", skip)
     failures = fail_often(monkeypatch, 0)

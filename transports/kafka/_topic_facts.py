@@ -44,11 +44,13 @@ class TopicFacts(NamedTuple):
         id: its id, as the cluster's tools show it; another topic of the same name has another id.
         readable: whether we may read it.
         leaders: by partition, the broker that leads it; -1 if none does.
+        epochs: by partition, the epoch of that leader, or of a former one; -1 if it is not known.
     """
 
     id: str
     readable: bool
     leaders: Mapping[int, int]
+    epochs: Mapping[int, int]
 
 
 async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts] | None:
@@ -76,6 +78,7 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
             base64.urlsafe_b64encode(identifier).decode().rstrip("="),
             _is_readable(rights),
             {number: leader for _, number, leader, *_ in partitions},
+            {number: epoch for _, number, _, epoch, *_ in partitions},
         )
         for code, name, identifier, _, partitions, rights, _ in answer.topics
         if code == 0 and any(identifier)

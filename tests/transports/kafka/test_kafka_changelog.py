@@ -44,7 +44,7 @@ async def test_on_a_real_broker(name: str, kafka: Kafka) -> None:
 async def read(bench: Bench, topic: str, *known: PartitionStates) -> None:
     config = KafkaConfig(bench.admin, request_timeout=10.0)
     async with asyncio.timeout(60):
-        await restore(config, "test", topic, dict(enumerate(known)), NOW)
+        await restore(config, "test", topic, dict(enumerate(known)), NOW, {})
 
 
 async def change(producer: Any, topic: str, values: dict[str, str | None], partition: int) -> None:

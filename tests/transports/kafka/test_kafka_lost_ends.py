@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from spa_dat import DistributedApplication, KafkaConfig, Socket
+from spa_dat import DistributedApplication, KafkaConfig, KafkaTopic, Socket
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka._offset_notes import Claim, claims_of, offset_note
 from spa_dat.transports.kafka.consuming import _group_requests, _leader_epochs
@@ -104,6 +107,170 @@ async def test_it_is_noticed_while_running_and_in_transactions(
             await proxy.allow()
             await eventually(lambda: set(range(100, 120)) <= set(copies))
             assert app.stats["kafka.ends_lost"] == 1
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.parametrize("ephemeral", [False, True], ids=["group", "without a group"])
+async def test_who_sees_it_before_it_has_grown_again_does_not_go_back_to_its_start(
+    kafka_to_break: Kafka, caplog: pytest.LogCaptureFixture, ephemeral: bool
+) -> None:
+    broker, prefix = kafka_to_break, new_prefix()
+    await create(broker.server, f"{prefix}t")
+    async with taker(broker.server, "t", prefix=prefix, ephemeral=ephemeral) as inbox:
+        await publish(broker.server, prefix, range(20))
+        await eventually(lambda: len(inbox.numbers) == 20)
+        await asyncio.to_thread(cut_off, broker, f"{prefix}t", 12)
+        await eventually(lambda: inbox.stats["kafka.ends_lost"])
+        await publish(broker.server, prefix, range(100, 115))
+        await eventually(lambda: len(inbox.numbers) >= 35)
+        assert inbox.numbers == [*range(20), *range(100, 115)]
+        assert inbox.stats["kafka.ends_lost"] == 1
+    assert "has lost its end: what was read from offset 12 on" in caplog.text
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_who_reads_without_a_group_sees_what_has_come_at_offsets_that_were_read(
+    kafka_to_break: Kafka,
+) -> None:
+    broker, prefix = kafka_to_break, new_prefix()
+    await create(broker.server, f"{prefix}t")
+    async with broker.proxy() as proxy:
+        server = f"{proxy.host}:{proxy.port}"
+        async with taker(server, "t", prefix=prefix, ephemeral=True) as inbox:
+            await publish(broker.server, prefix, range(20))
+            await eventually(lambda: len(inbox.numbers) == 20)
+            await proxy.refuse()
+            proxy.cut()
+            await asyncio.to_thread(cut_off, broker, f"{prefix}t", 12)
+            await publish(broker.server, prefix, range(100, 120))
+            await proxy.allow()
+            await eventually(lambda: set(range(100, 120)) <= set(inbox.numbers))
+            assert inbox.stats["kafka.ends_lost"] == 1
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_transactions_repeat_nothing_where_it_is_seen_before_it_has_grown_again(
+    kafka_to_break: Kafka, tmp_path: Path
+) -> None:
+    broker, prefix = kafka_to_break, new_prefix()
+    for topic in ("t", "copies"):
+        await create(broker.server, f"{prefix}{topic}")
+    copies: list[int] = []
+    config = KafkaConfig(broker.server, prefix=prefix, backoff_max=0.2, request_timeout=5.0)
+    app = DistributedApplication(config, name="app", state_folder=tmp_path)
+
+    @app.application("t", exactly_once=True)
+    async def copy(number: int, socket: Socket) -> None:
+        await socket.publish("copies", number)
+
+    @app.application("copies")
+    async def note(number: int) -> None:
+        copies.append(number)
+
+    await publish(broker.server, prefix, range(20))
+    async with app:
+        await eventually(lambda: copies == [*range(20)])
+        await asyncio.to_thread(cut_off, broker, f"{prefix}t", 12)
+        await eventually(lambda: app.stats["kafka.ends_lost"])
+        await publish(broker.server, prefix, range(100, 120))
+        await eventually(lambda: set(range(100, 120)) <= set(copies))
+    async with (
+        AIOKafkaConsumer(
+            f"{prefix}copies",
+            bootstrap_servers=broker.server,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+        ) as reader,
+        asyncio.timeout(60),
+    ):
+        seen = [int((await reader.getone()).value) for _ in range(40)]
+    assert seen == [*range(20), *range(100, 120)]
+
+
+@dataclass
+class Count:
+    n: int = 0
+
+
+def counter(
+    server: str, prefix: str, folder: Path, seen: list[tuple[str, int]]
+) -> DistributedApplication:
+    """Make an application that counts the messages of each key in durable states."""
+    topics = {"t/{key}": KafkaTopic("t", key="key")}
+    config = KafkaConfig(server, prefix=prefix, topics=topics, backoff_max=0.2)
+    app = DistributedApplication(config, name="app", state_folder=folder)
+
+    @app.application("t/{key}", per="key", state=Count, durable=True, exactly_once=True)
+    async def count(number: int, key: str, state: Count) -> None:
+        state.n += 1
+        seen.append((key, state.n))
+
+    return app
+
+
+async def send(app: DistributedApplication, keys: str) -> None:
+    """Send a message of each key, each counted in a transaction of its own."""
+    for key in keys:
+        committed = app.stats["kafka.transactions"] + 1
+        await app.socket().publish(f"t/{key}", 1)
+        await eventually(partial(_has, app, committed))
+
+
+def _has(app: DistributedApplication, transactions: int) -> bool:
+    return app.stats["kafka.transactions"] >= transactions
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_a_snapshot_of_what_the_changelog_has_lost_is_not_used(
+    kafka_to_break: Kafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, prefix = kafka_to_break, new_prefix()
+    await create(broker.server, f"{prefix}t")
+    changelog = f"{prefix}_spa.state.app.count"
+    seen: list[tuple[str, int]] = []
+    async with (app := counter(broker.server, prefix, tmp_path / "one", seen)):
+        await send(app, "ababab")
+    assert seen[-2:] == [("a", 3), ("b", 3)]
+    # Each count is followed by the marker of its transaction: one of each key is left.
+    await asyncio.to_thread(cut_off, broker, changelog, 4)
+    async with (app := counter(broker.server, prefix, tmp_path / "two", seen)):
+        await send(app, "baaaaa")
+    assert seen[-6:-4] == [("b", 2), ("a", 2)]
+    # What is known here is of an offset that there is again.
+    async with (app := counter(broker.server, prefix, tmp_path / "one", seen)):
+        await send(app, "b")
+    assert seen[-1] == ("b", 3)
+    assert "what there is from offset 4 on has come since" in caplog.text
+
+
+def test_a_partition_is_doubted_until_the_cluster_has_said_what_it_has() -> None:
+    epochs = LeaderEpochs()
+    gone = [(PLACE.topic, [(PLACE.partition, 1, -1, b"")])]
+    # Of what was never read nothing can be lost.
+    assert epochs.hear(gone) == []
+    epochs.hear(answer(batch(0, 10, 3)))
+    assert epochs.hear(gone) == [PLACE]
+    assert epochs.hear(gone) == []
+    assert epochs.doubted == {PLACE}
+    epochs.forget([PLACE])
+    assert not epochs.doubted
+    assert epochs.claims(PLACE, 10) == []
+
+
+async def test_a_partition_that_has_what_was_read_is_trusted_again() -> None:
+    epochs = LeaderEpochs()
+    epochs.hear(answer(batch(0, 10, 3)))
+    epochs.hear([(PLACE.topic, [(PLACE.partition, 1, -1, b"")])])
+    assert await epochs.verify(Leader({}, leader=None)) == []
+    assert await epochs.verify(Leader({3: 10})) == [PLACE]
+    assert not epochs.doubted
+    epochs.hear([(PLACE.topic, [(PLACE.partition, 1, -1, b"")])])
+    with lost(4):
+        await epochs.verify(Leader({3: 4}))
 
 
 def batch(start: int, count: int, epoch: int) -> bytes:

@@ -887,7 +887,7 @@ def test_a_topic_that_had_only_just_been_created_is_not_taken_for_another_one() 
     tracker = assignment.trackers[place] = PartitionTracker(assignment, place)
     # The broker that was asked did not know it yet.
     assignment.ids = {"a": "", "b": "1"}
-    facts = {name: TopicFacts("1", readable=True, leaders={}) for name in "ab"}
+    facts = {name: TopicFacts("1", readable=True, leaders={}, epochs={}) for name in "ab"}
     assert recreated_since(assignment, facts) == []
     assert assignment.ids == {"a": "1", "b": "1"}
     # What was handed out was of one that did not exist any more then.

@@ -300,8 +300,8 @@ def test_the_last_time_to_which_a_partition_was_rewound_is_noted_with_its_offset
     assert is_ours(offset_note("x"))
     assert not is_ours("")
     assert not is_ours("whatever a tool writes")
-    assert recreated({"a": "1", "b": "2", "c": ""}, {"a": TopicFacts("1", True, {0: 1})}) == []
-    assert recreated({"a": "1", "c": ""}, {"c": TopicFacts("1", True, {0: 1})}) == ["c"]
+    assert recreated({"a": "1", "b": "2", "c": ""}, {"a": TopicFacts("1", True, {0: 1}, {})}) == []
+    assert recreated({"a": "1", "c": ""}, {"c": TopicFacts("1", True, {0: 1}, {})}) == ["c"]
 
 
 class Shared:
@@ -322,7 +322,7 @@ class Shared:
         await self.free.wait()
         if self.error is not None:
             raise self.error
-        partitions = [(0, index, 1) for index in range(3)]
+        partitions = [(0, index, 1, 0) for index in range(3)]
         return SimpleNamespace(
             topics=[(0, name, name.encode() * 16, False, partitions, 0, {}) for name in names]
         )

@@ -74,7 +74,7 @@ class World:
         states = PartitionStates(snapshot)
         place = await snapshot.place(0) if snapshot.is_open else None
         if place is not None:
-            states.position, states.at = place
+            states.position, states.at, states.epoch = place
         await self.restore(states)
         return states
 
@@ -82,7 +82,7 @@ class World:
         """Bring states up to date."""
         config = KafkaConfig(self.bench.admin, request_timeout=10.0)
         async with asyncio.timeout(60):
-            await restore(config, "test", self.topic, {0: states}, self.now)
+            await restore(config, "test", self.topic, {0: states}, self.now, {0: 5})
 
     async def change(self, **values: str | None) -> None:
         """Commit a change of states."""
@@ -314,7 +314,7 @@ async def what_is_read_in_parts_is_as_old_as_its_first_part(world: World) -> Non
         states = PartitionStates(snapshot)
         states.position, states.at = 1, NOW - HOUR
         await snapshot.write(states)
-        assert await snapshot.place(0) == (1, NOW - HOUR)
+        assert await snapshot.place(0) == (1, NOW - HOUR, -1)
         await world.restore(states)
         place = await snapshot.place(0)
         assert place is not None

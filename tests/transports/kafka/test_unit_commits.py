@@ -33,9 +33,11 @@ from spa_dat.transports.kafka.consuming._unit_tracker import (
     UnitTracker,
 )
 from spa_dat.transports.kafka.producing._transactions import Refusals, TransactionFailed
+from support.waiting import eventually
 
 PLACE = TopicPartition("orders", 0)
 NOW = 1_000.0
+EPOCH = 5
 
 
 class Producer:
@@ -88,6 +90,7 @@ def commits_of(
     assignment: Assignment,
     producer: Producer,
     changelog: str = "",
+    failures: list[TransactionFailed] | None = None,
 ) -> UnitCommits:
     return UnitCommits(
         assignment,
@@ -96,11 +99,12 @@ def commits_of(
         "shop.orders",
         lambda _: producer,  # type: ignore[arg-type,return-value]
         lambda: None,
-        lambda _: None,
+        (lambda _: None) if failures is None else failures.append,
         changelog,
         LimitedLog(get_logger("spa_dat.test")),
         lambda: None,
         lambda: NOW,
+        lambda _: EPOCH,
     )
 
 
@@ -175,6 +179,30 @@ async def test_with_a_commit_all_that_there_is_of_a_partition_is_known() -> None
     handle(tracker, 0, key="a", value=b"1")
     await commits.finish(60.0)
     assert (states.position, states.at, states.values) == (7, NOW, {b"a": b"1"})
+    assert states.epoch == EPOCH
+
+
+async def test_a_record_at_an_offset_that_is_known_shows_that_the_changelog_has_lost_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    snapshot = Snapshot(lambda: tmp_path / "file", LimitedLog(get_logger("spa_dat.test")), print)
+    await snapshot.open("id", 1)
+    assignment, states = Assignment(1), PartitionStates(snapshot)
+    states.values, states.position = {b"b": b"lost"}, 7
+    await snapshot.write(states)
+    states.restored = True
+    failures: list[TransactionFailed] = []
+    tracker = tracker_in(assignment, states)
+    # The only record ends at 7, so it is at 6.
+    commits = commits_of(assignment, Appending(), "log", failures)
+    handle(tracker, 0, key="a", value=b"1")
+    await eventually(lambda: failures)
+    # All of it is read again.
+    assert (states.position, states.restored, states.values) == (0, False, {})
+    assert await snapshot.place(0) is None
+    assert "known up to offset 7, and has lost its end: a record has got offset 6" in caplog.text
+    await commits.finish(60.0)
+    await snapshot.close()
 
 
 @pytest.mark.virtual

@@ -15,6 +15,8 @@ from aiokafka.structs import TopicPartition
 from .._aiokafka_private import client_of, keep_connections, stop_consumer
 from .._client_options import common_options, fetch_options, renewed_options
 from .._config import KafkaConfig
+from .._offset_notes import Claim
+from ._leader_epochs import lost_ends
 from ._snapshots import PartitionStates, SnapshotLost
 
 __all__ = ["restore", "wake_header"]
@@ -37,6 +39,7 @@ async def restore(
     topic: str,
     states: Mapping[int, PartitionStates],
     now: float,
+    epochs: Mapping[int, int],
     on_restored: Callable[[PartitionStates], None] = lambda states: None,
 ) -> None:
     """Bring what is known of partitions up to date.
@@ -50,6 +53,7 @@ async def restore(
         topic: the changelog.
         states: by the numbers of the partitions.
         now: seconds since 1970.
+        epochs: the epochs of the leaders, by the numbers of the partitions, or of former ones.
         on_restored: called with those of each partition as soon as they are up to date.
 
     Raises:
@@ -74,10 +78,11 @@ async def restore(
             reader.assign(places)
             starts = await reader.beginning_offsets(places)
             ends = await reader.end_offsets(places)
+            lost = await _lost(client_of(reader), topic, states)
         forgotten: dict[TopicPartition, int] = {}
         for place in places:
             known = states[place.partition]
-            why = _why_useless(known, starts[place], ends[place], now)
+            why = _why_useless(known, starts[place], ends[place], lost.get(place), now)
             if why is not None:
                 known.forget()
                 if known.snapshot is not None:
@@ -85,6 +90,7 @@ async def restore(
             forgotten[place] = known.forgotten
             if not known.position:
                 known.at = now
+            known.epoch = epochs.get(place.partition, -1)
             reader.seek(place, max(known.position, starts[place]))
         await _read(reader, config, forgotten, ends, states, now, on_restored)
     finally:
@@ -112,7 +118,24 @@ def _wake_of(record: Any) -> float | None:
     return None
 
 
-def _why_useless(known: PartitionStates, start: int, end: int, now: float) -> str | None:
+async def _lost(
+    client: Any, topic: str, states: Mapping[int, PartitionStates]
+) -> Mapping[TopicPartition, int]:
+    """Return the partitions that have less than is known of them, and up to where they have it."""
+    claims = {
+        TopicPartition(topic, number): [Claim(known.epoch, known.position)]
+        for number, known in sorted(states.items())
+        if known.position and known.epoch >= 0
+    }
+    lost, unknown = await lost_ends(client, claims)
+    if unknown:
+        raise kafka.LeaderNotAvailableError(f"topic {topic!r}: no leader says what it has")
+    return lost
+
+
+def _why_useless(
+    known: PartitionStates, start: int, end: int, lost: int | None, now: float
+) -> str | None:
     """Return why nothing can be read after what is known of a partition; None if it can."""
     if not known.position:
         return None
@@ -120,6 +143,11 @@ def _why_useless(known: PartitionStates, start: int, end: int, now: float) -> st
         return f"it is up to offset {known.position}, and the changelog begins at {start}"
     if known.position > end:
         return f"it is up to offset {known.position}, and the changelog ends at {end}"
+    if lost is not None:
+        return (
+            f"it is up to offset {known.position}, and the changelog has lost its end: what there"
+            f" is from offset {lost} on has come since"
+        )
     age = now - known.at
     # Behind what was written last there is the marker of its transaction.
     if end <= known.position + 1 or abs(age) <= _TOO_OLD:

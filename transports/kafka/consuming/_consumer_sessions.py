@@ -16,7 +16,7 @@ from ....errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDat
 from ..._connect_failures import ConnectProblem
 from ..._contract import Receiver, Subscription
 from ..._delivery import Tracker
-from .._aiokafka_private import client_of, limit_prefetching
+from .._aiokafka_private import client_of, is_assigned, limit_prefetching
 from .._bus_context import BusContext
 from .._client_options import common_options, fetch_options, renewed_options
 from .._errors import GroupRefused, connect_problem, translate
@@ -112,6 +112,7 @@ class ConsumerSessions(abc.ABC):
         self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
         self._latest: Fetching | None = None
         self._consumer: Any = None
+        self._pauses: PartitionPauses | None = None
         # Why there is no session that receives anything.
         self._away: str | None = f"no answer from {self._config.address} yet"
 
@@ -322,6 +323,13 @@ class ConsumerSessions(abc.ABC):
                 if problem.final:
                     raise problem.error from (None if problem.error is error else error)
             await asyncio.sleep(backoff.next_delay())
+
+    def _hear(self, topics: Any) -> None:
+        assignment = self.assignment
+        if assignment is not None:
+            for place in assignment.epochs.hear(topics):
+                if is_assigned(self._consumer, place):
+                    self._consumer.pause(place)
 
     def _pauses_for(self, consumer: Any, guard: PartitionGuard) -> PartitionPauses:
         return PartitionPauses(

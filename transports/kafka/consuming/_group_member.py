@@ -67,7 +67,6 @@ class GroupMember(ConsumerSessions):
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(context, subscription, receiver)
         self._guard: PartitionGuard | None = None
-        self._pauses: PartitionPauses | None = None
         moment = subscription.rewind_to
         self._rewind_to = None if moment is None else milliseconds(moment)
         self._units: Units | None = None
@@ -175,11 +174,6 @@ class GroupMember(ConsumerSessions):
             consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=self._rebalances)
         return consumer
 
-    def _hear(self, topics: Any) -> None:
-        assignment = self.assignment
-        if assignment is not None:
-            assignment.epochs.hear(topics)
-
     async def _join(self, consumer: Any, guard: PartitionGuard) -> None:
         # A group that is rebalancing lets nobody in until that is done.
         patience = self._config.start_timeout
@@ -268,7 +262,9 @@ class GroupMember(ConsumerSessions):
         if assignment is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.connect_timeout):
-                    await assignment.epochs.verify(client_of(self._consumer))
+                    trusted = await assignment.epochs.verify(client_of(self._consumer))
+                if self._pauses is not None:
+                    self._pauses.resume(*trusted)
         now = asyncio.get_running_loop().time()
         if assignment is None or now < self._next_look:
             return
@@ -296,7 +292,12 @@ class GroupMember(ConsumerSessions):
         """
         client = client_of(self._consumer)
         names = {*assignment.ids, *self._selection.names}
-        facts = await self._facts.look_up(client, names)
+        units = self._units
+        facts = await self._facts.look_up(
+            client, names if units is None else names.union(units.topics_to_watch)
+        )
+        if units is not None and facts is not None:
+            units.hear(facts)
         cluster = client.cluster
         if facts is None or any(
             name not in facts

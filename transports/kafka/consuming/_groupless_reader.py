@@ -14,6 +14,7 @@ from ..._contract import Receiver, Subscription
 from .._aiokafka_private import (
     client_of,
     keep_connections,
+    overhear,
     separate_fetches,
     stop_consumer,
 )
@@ -23,6 +24,7 @@ from ._assignment import Assignment
 from ._committable_offsets import CountingTracker
 from ._consumer_sessions import ConsumerSessions, SessionState
 from ._fetching import Fetched
+from ._leader_epochs import EndsLost, report_lost_ends
 from ._partition_guard import PartitionGuard
 from ._start_positions import first_since
 
@@ -69,11 +71,13 @@ class Reader(ConsumerSessions):
         )
         keep_connections(client_of(consumer), self._renewed_options, self._config.connect_timeout)
         separate_fetches(client_of(consumer))
+        overhear(client_of(consumer), fetched=self._hear)
         guard = self._guard = PartitionGuard(consumer, self._troubles)
         try:
             if not await self._unless_interrupted(self._connect(consumer, guard)):
                 return
-            fetching = self._fetching(consumer, guard, self._pauses_for(consumer, guard))
+            pauses = self._pauses = self._pauses_for(consumer, guard)
+            fetching = self._fetching(consumer, guard, pauses)
             loop = asyncio.get_running_loop()
             while not self.closed:
                 changes = [*self._changes]
@@ -87,7 +91,7 @@ class Reader(ConsumerSessions):
                     await self._interrupted(self._config.topic_refresh)
         finally:
             await stop_consumer(consumer, _STOP_TIMEOUT)
-            self._consumer = None
+            self._consumer = self._pauses = None
 
     async def _connect(self, consumer: Any, guard: PartitionGuard) -> None:
         async with asyncio.timeout(self._config.connect_timeout):
@@ -110,6 +114,7 @@ class Reader(ConsumerSessions):
                 for number in sorted(cluster.partitions_for_topic(topic) or ())
             ]
             facts = await topic_facts(client_of(consumer), {tp.topic for tp in wanted}) or {}
+            lost = await self._lost_ends(client_of(consumer))
             fresh = [tp for tp in wanted if tp not in self._places]
             at_the_end = [tp for tp in fresh if new.selects(tp.topic)]
             ends = await consumer.end_offsets(at_the_end) if at_the_end else {}
@@ -120,9 +125,24 @@ class Reader(ConsumerSessions):
             self._new.pop(pattern, None)
         kept = {tp: n for tp, n in self._places.items() if selection.selects(tp.topic)}
         self._places = kept | dict.fromkeys(fresh, 0) | ends
+        self._places |= {tp: end for tp, end in lost.items() if tp in kept}
         gone = self._start_over(facts)
-        if gone or set(wanted) != consumer.assignment():
+        if gone or lost or set(wanted) != consumer.assignment():
             self._assign(consumer, wanted)
+
+    async def _lost_ends(self, client: Any) -> Mapping[TopicPartition, int]:
+        """Return the partitions that have less than was read of them, and up to where they do."""
+        epochs = self._assignment.epochs
+        try:
+            trusted = await epochs.verify(client)
+        except EndsLost as error:
+            epochs.forget(error.ends.keys())
+            self._dispatcher.forget_topics({tp.topic for tp in error.ends})
+            report_lost_ends(f"consumer {self.identifier!r}", error.ends, self._stats)
+            return error.ends
+        assert self._pauses is not None
+        self._pauses.resume(*trusted)
+        return {}
 
     def _start_over(self, facts: Mapping[str, TopicFacts]) -> list[str]:
         """Read topics that were deleted and recreated from their start, and return them."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
 
+from ...._logs import get_logger
 from .._aiokafka_private import EpochEndsRequest
 from .._offset_notes import MOST_CLAIMS, Claim
 
-__all__ = ["EndsLost", "LeaderEpochs", "lost_ends"]
+__all__ = ["EndsLost", "LeaderEpochs", "lost_ends", "report_lost_ends"]
+
+_log = get_logger(__name__)
 
 # Of a batch: its offset, its length from here on, its epoch, its format, how many offsets follow.
 _HEAD, _BEFORE_LENGTH = struct.Struct(">qiib6xi"), 12
 _SECOND_FORMAT = 2
+# The answer of a leader whose log ends before the offset that is asked for, or begins after it.
+_OUT_OF_RANGE = 1
 # Seconds for one answer: less than an assignment may take to begin.
 _PATIENCE = 1.0
 
@@ -41,6 +46,10 @@ class LeaderEpochs:
     Each record has the epoch of the leader that has appended it. What a group has read of an epoch
     is a claim: that the log has records of it up to some offset. If it has less, what comes after
     that is not what was read there.
+
+    Attributes:
+        doubted: the partitions of which the leader has said that it does not have what comes next,
+            until it is known whether it has what was read.
     """
 
     def __init__(self) -> None:
@@ -48,6 +57,7 @@ class LeaderEpochs:
         self._claims: dict[TopicPartition, list[Claim]] = {}
         # What was read last.
         self._current: dict[TopicPartition, Claim] = {}
+        self.doubted: set[TopicPartition] = set()
 
     def begin(
         self,
@@ -65,24 +75,47 @@ class LeaderEpochs:
         known = {place: those for place, those in noted.items() if those and place not in lost}
         self._claims = {place: [*those] for place, those in known.items() if place in unknown}
         self._current = {place: those[-1] for place, those in known.items()}
+        self.doubted.clear()
 
-    def hear(self, topics: Any) -> None:
-        """Take notice of an answer to a fetch."""
+    def hear(self, topics: Any) -> list[TopicPartition]:
+        """Take notice of an answer to a fetch.
+
+        Returns:
+            the partitions that are doubted from now on, of which nothing may be handed out: the
+            library begins again at their start.
+        """
+        news = []
         for name, partitions in topics:
             for number, code, _, *parts in partitions:
-                if not code and parts[-1]:
+                if code == _OUT_OF_RANGE:
+                    place = TopicPartition(name, number)
+                    if self._doubt(place):
+                        news.append(place)
+                elif not code and parts[-1]:
                     self._read(TopicPartition(name, number), parts[-1])
+        return news
+
+    def _doubt(self, place: TopicPartition) -> bool:
+        current = self._current.get(place)
+        if current is None or place in self.doubted:
+            return False
+        self.doubted.add(place)
+        self._claim(place, current)
+        return True
+
+    def _claim(self, place: TopicPartition, current: Claim) -> None:
+        claims = self._claims.setdefault(place, [])
+        if claims and claims[-1].epoch == current.epoch:
+            claims.pop()
+        claims.append(current)
+        del claims[:-MOST_CLAIMS]
 
     def _read(self, place: TopicPartition, data: bytes) -> None:
         current = self._current.get(place)
         for start, end, epoch in _batches(data):
             # Otherwise something is read again.
             if current is not None and epoch != current.epoch and start >= current.upto:
-                claims = self._claims.setdefault(place, [])
-                if claims and claims[-1].epoch == current.epoch:
-                    claims.pop()
-                claims.append(current)
-                del claims[:-MOST_CLAIMS]
+                self._claim(place, current)
             current = Claim(epoch, end)
         if current is not None:
             self._current[place] = current
@@ -98,17 +131,27 @@ class LeaderEpochs:
                 break
         return found[-MOST_CLAIMS:]
 
-    async def verify(self, client: Any) -> None:
+    def forget(self, places: Collection[TopicPartition]) -> None:
+        """Forget what was read of partitions."""
+        for place in places:
+            self._claims.pop(place, None)
+            self._current.pop(place, None)
+            self.doubted.discard(place)
+
+    async def verify(self, client: Any) -> list[TopicPartition]:
         """Ask the cluster whether it has what was read, if that may have changed.
 
         Args:
             client: the library's.
 
+        Returns:
+            the partitions that are not doubted any more.
+
         Raises:
             EndsLost: it has less in some partitions.
         """
         if not self._claims:
-            return
+            return []
         asked = {place: [*claims] for place, claims in self._claims.items()}
         lost, unknown = await lost_ends(client, asked)
         if lost:
@@ -117,6 +160,29 @@ class LeaderEpochs:
             left = [claim for claim in self._claims.get(place, ()) if claim not in asked[place]]
             self._claims[place] = left
         self._claims = {place: those for place, those in self._claims.items() if those}
+        trusted = sorted(self.doubted.difference(self._claims))
+        self.doubted.difference_update(trusted)
+        return trusted
+
+
+def report_lost_ends(name: str, lost: Mapping[TopicPartition, int], stats: Counter[str]) -> None:
+    """Log which partitions have lost their end, and count them.
+
+    Args:
+        name: who reads them.
+        lost: up to where they have what was read.
+        stats: counts ``kafka.ends_lost``.
+    """
+    for place, end in sorted(lost.items()):
+        stats["kafka.ends_lost"] += 1
+        _log.warning(
+            "%s: partition %d of topic %r has lost its end: what was read from offset %d on is not"
+            " there any more, and what has come since is read from there",
+            name,
+            place.partition,
+            place.topic,
+            end,
+        )
 
 
 async def lost_ends(

@@ -22,8 +22,8 @@ class PartitionPauses:
     """Pauses partitions, and resumes those that nothing else keeps paused.
 
     A partition is paused while too many of its records wait for one that is not settled, while the
-    states of its keys are restored, while it cannot be read (see `PartitionGuard`), and, with all
-    others, while there is no room for what they have.
+    states of its keys are restored, while it cannot be read (see `PartitionGuard`), while it is
+    doubted (see `LeaderEpochs`), and, with all others, while there is no room for what they have.
 
     Args:
         consumer: the library's.
@@ -91,5 +91,6 @@ class PartitionPauses:
         for partition in partitions:
             tracker = trackers.get(partition)
             keeps = tracker is not None and (tracker.paused or tracker.waits)
+            keeps = keeps or partition in assignment.epochs.doubted
             if partition in assigned and not keeps and not self._guard.keeps(partition):
                 self._consumer.resume(partition)

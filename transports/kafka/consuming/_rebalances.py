@@ -22,6 +22,7 @@ from ._commits import Committer
 from ._committable_offsets import PartitionTracker
 from ._consumer_sessions import unless
 from ._dispatcher import Dispatcher
+from ._leader_epochs import report_lost_ends
 from ._partition_guard import PartitionGuard
 from ._partition_tenures import PartitionTenures
 from ._start_positions import compare
@@ -368,16 +369,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.wait((self._rolling_back,))
 
     def _say_what_comes_again(self, assignment: Assignment) -> None:
-        for place, end in sorted(assignment.lost.items()):
-            self._stats["kafka.ends_lost"] += 1
-            _log.warning(
-                "group %r: partition %d of topic %r has lost its end: what was read from offset %d"
-                " on is not there any more, and what has come since is read from there",
-                self._group,
-                place.partition,
-                place.topic,
-                end,
-            )
+        report_lost_ends(f"group {self._group!r}", assignment.lost, self._stats)
         if assignment.again:
             self._stats["kafka.partitions_rewound"] += len(assignment.again)
             _log.warning(

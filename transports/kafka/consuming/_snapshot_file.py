@@ -12,11 +12,11 @@ from ..._sqlite_file import SqliteFile, remove_database
 __all__ = ["Place", "SnapshotFile"]
 
 _KIND = 0x5350534E
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = (
     """CREATE TABLE place (
         partition INTEGER PRIMARY KEY, topic TEXT NOT NULL, partitions INTEGER NOT NULL,
-        position INTEGER NOT NULL, at REAL NOT NULL
+        position INTEGER NOT NULL, at REAL NOT NULL, epoch INTEGER NOT NULL
     )""",
     """CREATE TABLE state (
         partition INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, wake REAL,
@@ -32,10 +32,13 @@ class Place(NamedTuple):
     Attributes:
         position: the offset in the changelog.
         at: when that was written, in seconds since 1970.
+        epoch: that of the leader which has appended the last of it, or of a former one; -1 if none
+            is known.
     """
 
     position: int
     at: float
+    epoch: int
 
 
 class SnapshotFile:
@@ -105,7 +108,7 @@ class SnapshotFile:
 
         def select(database: sqlite3.Connection) -> Place | None:
             row = database.execute(
-                "SELECT position, at FROM place WHERE partition = ?", (partition,)
+                "SELECT position, at, epoch FROM place WHERE partition = ?", (partition,)
             ).fetchone()
             return None if row is None else Place(*row)
 
@@ -181,7 +184,7 @@ class SnapshotFile:
             if deleted:
                 database.executemany("DELETE FROM state WHERE partition = ? AND key = ?", deleted)
             database.execute(
-                "INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO place VALUES (?, ?, ?, ?, ?, ?)",
                 (partition, self._topic, self._partitions, *place),
             )
 

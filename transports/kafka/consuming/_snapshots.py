@@ -62,6 +62,8 @@ class PartitionStates:
         restored: whether that was its end when nobody else could write there any more.
         at: when the position was the end of the changelog, or reading it from its start began, in
             seconds since 1970.
+        epoch: that of the leader which has appended the last of it, or of a former one; -1 if none
+            is known.
         size: bytes in ``values``, or more.
         seen: whether any state was ever committed, as far as it is known.
         forgotten: how often everything was forgotten.
@@ -76,6 +78,7 @@ class PartitionStates:
         self.position = 0
         self.restored = False
         self.at = 0.0
+        self.epoch = -1
         self.size = self.forgotten = 0
         self.seen = False
         self._snapshot = snapshot
@@ -131,6 +134,7 @@ class PartitionStates:
         self.position = self.size = 0
         self.restored = self.seen = False
         self.at = 0.0
+        self.epoch = -1
         self.forgotten += 1
 
     def written(self, values: dict[bytes, bytes | None]) -> None:
@@ -385,7 +389,7 @@ class Snapshot:
             while self._round:
                 states = next(iter(self._round))
                 values, wakes = dict(states.values), dict(states.wakes)
-                at = Place(states.position, states.at)
+                at = Place(states.position, states.at, states.epoch)
                 number = states.partition
                 try:
                     await self._use(partial(_write, number, values, wakes, at))

@@ -19,6 +19,7 @@ from .._records import Record
 from ..producing._transactions import Placed, TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
 from ._changelog import wake_header
+from ._snapshot_file import Place
 from ._snapshots import PartitionStates, SnapshotLost
 from ._unit_tracker import Due, PartitionUnit, records_of, source_of
 
@@ -68,6 +69,8 @@ class UnitCommits:
         log: where failures are logged, of all assignments.
         trouble: returns why transactions of all assignments keep failing; None if they do not.
         now: returns the seconds since 1970.
+        epoch_of: returns the epoch of the leader of a partition of the changelog, or of a former
+            one; -1 if none is known.
         reached: is told of each step of a transaction with outcomes; None for nobody.
     """
 
@@ -84,6 +87,7 @@ class UnitCommits:
         log: LimitedLog,
         trouble: Callable[[], str | None],
         now: Callable[[], float],
+        epoch_of: Callable[[int], int],
         reached: Reached | None = None,
     ) -> None:
         self._changelog = changelog
@@ -97,6 +101,7 @@ class UnitCommits:
         self._log = log
         self._trouble = trouble
         self._now = now
+        self._epoch_of = epoch_of
         self._reached = reached
         units: dict[PartitionUnit, None] = {}
         for tracker in assignment.trackers.values():
@@ -211,6 +216,8 @@ class UnitCommits:
             placed.append(Placed(record, unit.number))
             origins.append(taken)
         offsets = {place: self._noted(place, offset) for place, offset in due.offsets.items()}
+        # What is known before anything is sent: whatever leads then appends it.
+        epoch = self._epoch_of(unit.number)
         reached = self._reached if due.outcomes else None
         try:
             if reached is not None:
@@ -233,8 +240,35 @@ class UnitCommits:
             for committed in outcome.committed:
                 committed()
         if unit.states is not None:
-            log = TopicPartition(self._changelog, unit.number)
-            await _keep(unit.states, ends.get(log), self._now())
+            end = ends.get(TopicPartition(self._changelog, unit.number))
+            if end is not None and unit.states.restored:
+                if end - len(due.states) < unit.states.position:
+                    await self._has_lost_its_end(it, unit.states, end - len(due.states))
+                else:
+                    await _keep(unit.states, Place(end, self._now(), epoch))
+
+    async def _has_lost_its_end(self, it: _Committed, states: PartitionStates, found: int) -> None:
+        """Begin anew with what the changelog has: nobody else appends to it."""
+        it.failed = True
+        number = states.partition
+        why = (
+            f"partition {number} of the changelog {self._changelog!r} was known up to offset"
+            f" {states.position}, and has lost its end: a record has got offset {found}"
+        )
+        self._stats["kafka.ends_lost"] += 1
+        self._log.warning(
+            "group %r: the states of keys are read again, and those that are not there any more are"
+            " what they were before: %s",
+            self._group,
+            why,
+        )
+        states.forget()
+        if states.snapshot is not None:
+            # Everything begins anew if it cannot be used, too.
+            with contextlib.suppress(SnapshotLost):
+                await states.snapshot.forget(number, why)
+        if not self._ended:
+            self._on_failed(TransactionFailed(SnapshotLost(why)))
 
     def _noted(self, place: TopicPartition, offset: int) -> OffsetAndMetadata:
         assignment = self._assignment
@@ -294,17 +328,14 @@ class UnitCommits:
             await self._commit(it, due)
 
 
-async def _keep(states: PartitionStates, end: int | None, now: float) -> None:
+async def _keep(states: PartitionStates, place: Place) -> None:
     """Have what was committed written to the snapshot; wait if there is too much that is not.
 
     Args:
         states: has it already.
-        end: the offset behind it; None if no state has changed.
-        now: seconds since 1970.
+        place: up to where it is known.
     """
-    if end is None or not states.restored:
-        return
-    states.position, states.at = end, now
+    states.position, states.at, states.epoch = place
     if states.snapshot is not None:
         states.snapshot.note(states)
         if states.too_many:

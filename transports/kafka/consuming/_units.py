@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka.structs import TopicPartition
@@ -17,7 +17,7 @@ from .._aiokafka_private import client_of, find_topics, topic_settings
 from .._bus_context import BusContext
 from .._errors import GroupRefused, describe
 from .._own_topic_settings import DECISIVE_SETTINGS, unfit_settings
-from .._topic_facts import topic_facts
+from .._topic_facts import TopicFacts, topic_facts
 from .._topic_names import Selection
 from ..producing._transactions import TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
@@ -78,6 +78,8 @@ class Units:
         # That of the changelog whose states these are; empty before one was read.
         self._changelog_id = ""
         self._snapshot = self._snapshot_in(context) if subscription.keeps_states else None
+        # The epochs of its leaders, by partition, or of former ones.
+        self._epochs: Mapping[int, int] = {}
         # Ends the current assignment when what is known of the states is lost.
         self._on_failed: Callable[[TransactionFailed], None] = lambda error: None
         self._restoring: asyncio.Task[None] | None = None
@@ -236,6 +238,7 @@ class Units:
             self._log,
             lambda: self.trouble,
             context.surroundings.environment.now,
+            lambda number: self._epochs.get(number, -1),
             context.surroundings.reached,
         )
 
@@ -266,7 +269,18 @@ class Units:
             )
         await self._check_settings(client)
         facts = await topic_facts(client, [name])
+        self.hear(facts or {})
         await self._know_changelog(facts[name].id if facts and name in facts else "", count)
+
+    @property
+    def topics_to_watch(self) -> Sequence[str]:
+        """The topics besides its own whose leaders it has to know."""
+        return [self._changelog] if self._changelog else []
+
+    def hear(self, facts: Mapping[str, TopicFacts]) -> None:
+        """Take notice of who leads the partitions of topics."""
+        if self._changelog in facts:
+            self._epochs = facts[self._changelog].epochs
 
     async def _check_settings(self, client: Any) -> None:
         """Raise ConfigurationError if the changelog does not keep states."""
@@ -326,6 +340,7 @@ class Units:
                     self._changelog,
                     left,
                     context.surroundings.environment.now(),
+                    self._epochs,
                     restored,
                 )
                 return
@@ -373,7 +388,7 @@ class Units:
             forgotten = states.forgotten
             place = await states.snapshot.place(states.partition)
             if place is not None and states.forgotten == forgotten:
-                states.position, states.at = place
+                states.position, states.at, states.epoch = place
                 states.seen = states.position > 0
 
     def leave(self, assignment: Assignment) -> None:
