@@ -59,6 +59,7 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.types import (
     Array,
@@ -296,6 +297,7 @@ _LENGTH_AT, _MAGIC_AT, _OVERHEAD = 8, 16, 12
 _SECOND_FORMAT = 2
 # The group of the connections that `separate_fetches` uses.
 _FETCHES = "fetches"
+_CHOICES = 20
 
 
 @functools.cache
@@ -526,7 +528,8 @@ class _Connections:
     """Opens the connections of a client of the library, and closes every one of them.
 
     The library leaves open a connection that is still being made when it closes, and its first
-    connection when its start is cancelled. Replaces the client's own methods.
+    connection when its start is cancelled. It also asks any broker, be it one that cannot be
+    reached. Replaces the client's own methods.
 
     Args:
         client: the library's, not started.
@@ -542,7 +545,20 @@ class _Connections:
         self._close_made = client.close
         self._making: set[asyncio.Task[Any]] = set()
         self._closed = False
+        # Brokers to which no connection could be opened the last time.
+        self._unreached: set[Any] = set()
+        self._any_node = client.get_random_node
+        client.get_random_node = self._node
         client._get_conn, client.bootstrap, client.close = self._get, self._bootstrap, self._close
+
+    def _node(self) -> Any:
+        """Choose a broker, rather not one that cannot be reached."""
+        node = self._any_node()
+        for _ in range(_CHOICES if self._unreached else 0):
+            if node not in self._unreached:
+                break
+            node = self._any_node()
+        return node
 
     async def _get(self, node_id: Any, **options: Any) -> Any:
         group = options.get("group", ConnectionGroup.DEFAULT)
@@ -563,6 +579,14 @@ class _Connections:
     async def _renewed(self, node_id: Any, group: Any) -> Any:
         if not await self._take_new_options():
             return None
+        connection = await self._attempted(node_id, group)
+        if connection is None:
+            self._unreached.add(node_id)
+        else:
+            self._unreached.discard(node_id)
+        return connection
+
+    async def _attempted(self, node_id: Any, group: Any) -> Any:
         try:
             return await self._make(node_id, group)
         except (OSError, kafka.KafkaError) as error:
@@ -689,6 +713,7 @@ def overhear(
     client: Any,
     *,
     fetched: Callable[[Any], None] | None = None,
+    fetches: Callable[[int, bool], None] | None = None,
     joined: Callable[[int], None] | None = None,
     produced: Callable[[Any], None] | None = None,
     unanswered: Callable[[Sequence[TopicPartition], bool], None] | None = None,
@@ -699,6 +724,8 @@ def overhear(
     Args:
         client: the library's.
         fetched: called with the topics of each answer to a fetch.
+        fetches: called with the broker that each fetch was for, or each question for an offset to
+            begin at, and whether it was answered.
         joined: called with the code of each answer to finding the group and to joining it.
         produced: called with the topics of each answer to a produce request.
         unanswered: called with the partitions of each produce request without an answer, and
@@ -715,9 +742,13 @@ def overhear(
             if unanswered is not None and isinstance(request, ProduceRequest):
                 closed = isinstance(error, kafka.KafkaConnectionError)
                 unanswered(_places_of(request), closed)
+            if fetches is not None and isinstance(request, (FetchRequest, OffsetRequest)):
+                fetches(node, False)
             raise
         if throttled is not None and (milliseconds := getattr(answer, "throttle_time_ms", 0)):
             throttled(milliseconds)
+        if fetches is not None and isinstance(request, (FetchRequest, OffsetRequest)):
+            fetches(node, True)
         if isinstance(request, FetchRequest):
             if fetched is not None:
                 fetched(answer.topics)

@@ -159,6 +159,10 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (kafka.IllegalSaslStateError, "this port does not accept a login"),
     (kafka.MessageSizeTooLargeError, "larger than the topic allows (max.message.bytes)"),
     (kafka.RecordListTooLargeError, "larger than a segment of the topic"),
+    (
+        kafka.BrokerNotAvailableError,
+        "its leader does not answer, others do: can it be reached here (advertised.listeners)?",
+    ),
     (kafka.UnknownTopicOrPartitionError, "unknown topic or partition"),
     (kafka.InvalidTopicError, "not a valid topic name"),
     (InvalidRecordError, "the record violates a rule of the topic"),

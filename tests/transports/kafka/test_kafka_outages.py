@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiokafka.client import AIOKafkaClient
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.structs import BrokerMetadata, TopicPartition
 
 from spa_dat.errors import ConnectFailed, PublishNotSent, PublishUnknown
@@ -15,6 +16,7 @@ from spa_dat.testing import Kafka, Proxy
 from spa_dat.transports import Envelope, KafkaConfig
 from spa_dat.transports.kafka._aiokafka_private import keep_connections
 from spa_dat.transports.kafka._client_options import renewed_options
+from spa_dat.transports.kafka.producing import _partition_queue
 from spa_dat.transports.kafka.producing._producer import Producer
 from support.kafka_bus import BusClient, bus_client, create, new_prefix, read
 from support.kafka_consuming import taker
@@ -280,6 +282,49 @@ async def test_a_client_that_ends_leaves_no_connection_that_was_being_made(step:
         await asyncio.wait_for(ended.wait(), 60)
     finally:
         server.close()
+
+
+async def test_what_any_broker_can_answer_is_not_asked_of_one_that_cannot_be_reached() -> None:
+    listening = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    listening.close()
+    await listening.wait_closed()
+    client = AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{port}")
+    keep_connections(client, partial(renewed_options, KafkaConfig()), 60.0)
+    for number in (1, 2, 3):
+        client.cluster._brokers[number] = BrokerMetadata(number, "127.0.0.1", port, None)
+    try:
+        assert not await client.ready(2)
+        assert {client.get_random_node() for _ in range(200)} == {1, 3}
+        # If none can be reached, any of them.
+        assert not await client.ready(1)
+        assert not await client.ready(3)
+        assert {client.get_random_node() for _ in range(200)} == {1, 2, 3}
+    finally:
+        await client.close()
+
+
+async def test_a_leader_that_cannot_be_reached_is_named_to_who_publishes(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_partition_queue, "_REFUSED_FOR", 0.5)
+    leader_of = ClusterMetadata.leader_for_partition
+    async with bus_client(kafka.server) as client:
+        await client.publish("a")
+        place = TopicPartition(f"{client.config.prefix}a", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                ClusterMetadata,
+                "leader_for_partition",
+                lambda self, asked: 99 if asked == place else leader_of(self, asked),
+            )
+            publish = asyncio.ensure_future(
+                client.bus.publish(Envelope(topic="a", payload=b"x"), timeout=60)
+            )
+            await eventually(lambda: client.bus.trouble)
+            assert "its leader does not answer" in (client.bus.trouble or "")
+        await publish
+        await eventually(lambda: client.bus.trouble is None)
 
 
 async def test_a_start_can_be_cancelled(kafka: Kafka) -> None:

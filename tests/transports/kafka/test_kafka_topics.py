@@ -379,6 +379,27 @@ async def test_a_cluster_without_a_broker_for_a_new_topic_is_an_outage(
         assert cluster.replicas == [1, 1]
 
 
+async def test_topics_are_asked_of_another_broker_if_one_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Partly(Cluster):
+        async def send(self, node: int, request: object) -> SimpleNamespace:
+            self.tries += 1
+            if self.tries < self.count:
+                raise kafka.NodeNotReadyError
+            return SimpleNamespace(topics=[(0, "a", False, [(0, 0, 0)])])
+
+        tries = 0
+
+    monkeypatch.setattr(_creation, "keep_connections", lambda *args: None)
+    monkeypatch.setattr(_creation, "reach", _reached)
+    config = KafkaConfig("127.0.0.1:1")
+    cluster = Partly(None, brokers=3)
+    monkeypatch.setattr(_creation, "new_client", lambda options: cluster(**options))
+    await Topics(config, Names(config), "tests").ensure(["a"], 5.0)
+    assert cluster.tries == 3
+
+
 class SlowCluster(Cluster):
     """A cluster that creates what it is asked for, and knows of it only later, or leads it later.
 

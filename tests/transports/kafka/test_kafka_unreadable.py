@@ -23,6 +23,7 @@ from aiokafka.structs import TopicPartition
 
 from spa_dat import DistributedApplication, Message
 from spa_dat.testing import Kafka
+from spa_dat.transports.kafka._aiokafka_private import _FETCHES
 from spa_dat.transports.kafka.consuming import (
     _partition_guard as _guard,
     _unreadable_reports as _reports,
@@ -364,6 +365,34 @@ async def test_an_error_that_a_broker_keeps_answering_is_named(
     assert await answer(0, 1) is None
 
 
+async def test_a_leader_that_cannot_be_reached_while_others_answer_is_named(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_guard, "_WITHOUT_LEADER", 0.5)
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        await send(kafka, f"{prefix}a", range(1))
+        await inbox.get(1)
+        client = inbox.library._client
+        connect = client._get_conn
+
+        async def connect_to_others(node: Any, **options: Any) -> Any:
+            return None if options.get("group") == _FETCHES else await connect(node, **options)
+
+        client._get_conn = connect_to_others
+        for (_, group), connection in [*client._conns.items()]:
+            if group == _FETCHES:
+                connection.close()
+        await eventually(lambda: inbox.consumer.trouble)
+        assert f"at {kafka.server}, its leader, answers no fetch" in (inbox.consumer.trouble or "")
+        client._get_conn = connect
+        await send(kafka, f"{prefix}a", range(1, 2))
+        await inbox.get(2)
+        await eventually(lambda: inbox.consumer.trouble is None)
+    assert caplog.text.count("advertised.listeners") == 1
+
+
 async def test_a_start_does_not_wait_for_a_partition_without_a_leader(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +413,32 @@ async def test_a_start_does_not_wait_for_a_partition_without_a_leader(
             assert numbers(inbox, "a", 0) == [0]
             patch.undo()
             await eventually(lambda: numbers(inbox, "a", 1) == [0])
+
+
+async def test_a_start_does_not_wait_for_a_partition_whose_leader_cannot_be_reached(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a", partitions=2)
+    await send(kafka, f"{prefix}a", range(1), partition=0)
+    await send(kafka, f"{prefix}a", range(1), partition=1)
+    leader_of = ClusterMetadata.leader_for_partition
+    away = TopicPartition(f"{prefix}a", 1)
+    monkeypatch.setattr(_guard, "_WITHOUT_LEADER", 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ClusterMetadata,
+            "leader_for_partition",
+            lambda self, place: 99 if place == away else leader_of(self, place),
+        )
+        async with taker(kafka.server, "a", prefix=prefix) as inbox:
+            await inbox.get(1)
+            assert numbers(inbox, "a", 0) == [0]
+            await eventually(lambda: inbox.consumer.trouble)
+            assert "broker 99, its leader, answers no fetch" in (inbox.consumer.trouble or "")
+            patch.undo()
+            await eventually(lambda: numbers(inbox, "a", 1) == [0])
+            await eventually(lambda: inbox.consumer.trouble is None)
 
 
 async def test_a_package_for_every_compression_is_an_extra() -> None:

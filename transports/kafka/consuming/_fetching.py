@@ -168,10 +168,13 @@ class Fetching:
             if reachable:
                 close_unused(client_of(self._consumer), _UNUSED)
                 self._guard.look_for_leaders()
+                self._guard.look_for_silent_leaders()
                 self._guard.look_for_refusals()
                 self._guard.look_for_transactions()
                 await self._look()
-            elif await where.moved():
+                continue
+            self._guard.forget_silent_leaders()
+            if await where.moved():
                 raise ConnectionError(MOVED)
 
     @property

@@ -21,7 +21,7 @@ from .._aiokafka_private import (
     read_leniently,
 )
 from .._errors import describe, error_for
-from ._unreadable_reports import Troubles, Unreadable
+from ._unreadable_reports import LeaderUnreachable, Troubles, Unreadable
 
 __all__ = ["PartitionGuard"]
 
@@ -98,9 +98,16 @@ class PartitionGuard:
         self._open: dict[TopicPartition, tuple[int, float]] = {}
         # What else brokers answer for partitions, mostly for a moment, and where that was reported.
         self._refusals: dict[TopicPartition, _Refusal] = {}
+        # Brokers that have answered no fetch, and since when (loop time).
+        self._unanswering: dict[int, float] = {}
         # Positions of records to be read next that no longer exist.
         self._removed: dict[TopicPartition, int] = {}
-        overhear(client_of(consumer), fetched=self._hear, joined=self._hear_of_joining)
+        overhear(
+            client_of(consumer),
+            fetched=self._hear,
+            fetches=self._hear_of_fetch,
+            joined=self._hear_of_joining,
+        )
 
     def start(self) -> None:
         """Begin; to be called when the consumer has started."""
@@ -219,6 +226,30 @@ class PartitionGuard:
                 self._is_over(partition)
         self._leaderless = leaderless
 
+    def look_for_silent_leaders(self) -> None:
+        """Report partitions whose leader has long answered no fetch, while there are connections.
+
+        One broker may be out of reach, or advertise a name that cannot be looked up here; or it
+        accepts no more connections. The library silently tries again.
+        """
+        cluster, known = client_of(self._consumer).cluster, self._troubles.known
+        now = asyncio.get_running_loop().time()
+        for partition in sorted(self._consumer.assignment()):
+            leader, problem = cluster.leader_for_partition(partition), known.get(partition)
+            since = self._unanswering.get(leader)
+            if since is None:
+                if problem is not None and isinstance(problem.error, LeaderUnreachable):
+                    self._is_over(partition)
+            elif problem is None and now - since >= _WITHOUT_LEADER:
+                broker = cluster.broker_metadata(leader)
+                where = "" if broker is None else f" at {broker.host}:{broker.port}"
+                error = LeaderUnreachable(f"broker {leader}{where}, its leader, answers no fetch")
+                self._troubles.add(partition, Unreadable(error, self.position(partition)))
+
+    def forget_silent_leaders(self) -> None:
+        """Begin to count anew: no broker can be reached."""
+        self._unanswering.clear()
+
     def look_for_refusals(self) -> None:
         """Report partitions for which brokers have long answered nothing but an error.
 
@@ -257,6 +288,12 @@ class PartitionGuard:
 
     def _hear_of_joining(self, code: int) -> None:
         self.join_code = code
+
+    def _hear_of_fetch(self, node: int, answered: bool) -> None:
+        if answered:
+            self._unanswering.pop(node, None)
+        else:
+            self._unanswering.setdefault(node, asyncio.get_running_loop().time())
 
     def _hear(self, topics: Any) -> None:
         for topic, partitions in topics:

@@ -118,7 +118,7 @@ async def take_places(
 ) -> None:
     """Fix a position in each partition, so that what is published from now on is received.
 
-    One without a leader has none until it has one, and holds up no other.
+    One without a leader that can be reached has none until it has one, and holds up no other.
 
     Args:
         consumer: the library's.
@@ -150,21 +150,35 @@ async def take_places(
         for partition in sorted(consumer.assignment()):
             if partition in offsets and partition not in again:
                 consumer.seek(partition, offsets[partition])
+    # Each is tried once, which may take long.
+    reachable: dict[int, bool] = {}
     for partition in sorted(consumer.assignment()):
-        await _placed(consumer, partition)
+        await _placed(consumer, partition, reachable)
 
 
-async def _placed(consumer: Any, partition: TopicPartition) -> None:
-    """Wait until a partition has a position, as long as it has a leader."""
-    leader_of = client_of(consumer).cluster.leader_for_partition
+async def _placed(consumer: Any, partition: TopicPartition, reachable: dict[int, bool]) -> None:
+    """Wait until a partition has a position, as long as it has a leader that can be reached."""
+    client = client_of(consumer)
+    leader_of = client.cluster.leader_for_partition
     waiting = asyncio.ensure_future(consumer.position(partition))
     try:
-        while not waiting.done() and leader_of(partition) not in _NO_LEADER:
+        while not waiting.done() and (leader := leader_of(partition)) not in _NO_LEADER:
             await asyncio.wait((waiting,), timeout=_LOOK_AGAIN)
+            if not waiting.done() and leader not in reachable:
+                reachable[leader] = await _is_reachable(client, leader)
+            if not reachable.get(leader, True):
+                break
         if waiting.done():
             waiting.result()
     finally:
         waiting.cancel()
+
+
+async def _is_reachable(client: Any, broker: int) -> bool:
+    try:
+        return bool(await client.ready(broker))
+    except (kafka.KafkaError, OSError):
+        return False
 
 
 async def _first_places(consumer: Any, since: int | None) -> dict[TopicPartition, int]:

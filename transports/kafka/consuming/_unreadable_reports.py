@@ -14,13 +14,17 @@ from ...._limited_log import LimitedLog
 from ...._logs import get_logger
 from .._errors import describe
 
-__all__ = ["Troubles", "Unreadable"]
+__all__ = ["LeaderUnreachable", "Troubles", "Unreadable"]
 
 _log = get_logger(__name__)
 
 _LONGEST_REASON = 200
 _ABSENT_AFTER = 10.0
 _CODEC = re.compile(r"Libraries for (\w+) compression codec")
+
+
+class LeaderUnreachable(Exception):
+    """The leader of a partition has long answered no fetch, while another broker answers."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -54,6 +58,11 @@ class Unreadable(msgspec.Struct, frozen=True):
                 )
         if isinstance(error, kafka.LeaderNotAvailableError):
             return "it has no leader: check which of the brokers with its replicas are down"
+        if isinstance(error, LeaderUnreachable):
+            return (
+                f"{error}, while others can be reached: check whether that can be reached from here"
+                " (advertised.listeners), and max.connections.per.ip"
+            )
         if isinstance(error, kafka.CorruptRecordException):
             text = "it is damaged"
         else:

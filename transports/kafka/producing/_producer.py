@@ -49,6 +49,8 @@ _NO_REPLY_TOPIC_AFTER = 0.5
 _LOOK_AGAIN, _LOOK_AGAIN_FOR_REPLIES = 0.1, 0.25
 _SETTLE_TIMEOUT = 5.0
 _NO_LEADER, _LEADERLESS = -1, kafka.LeaderNotAvailableError.errno
+# No broker answers that, so it stands for no answer.
+_SILENT = kafka.BrokerNotAvailableError.errno
 
 
 class Producer:
@@ -262,6 +264,10 @@ class Producer:
     def _hear_nothing(self, places: Sequence[TopicPartition], closed: bool) -> None:
         closings = self._closings
         count = closings.unanswered(places, closed)
+        if not closed:
+            # Other brokers may well answer.
+            for place in places:
+                self._note(place, _SILENT)
         entries = [entry for place in places for entry in self._in_flight(place)]
         if self.broken is not None or not entries or not closings.is_suspicious(places):
             return

@@ -161,7 +161,14 @@ class Topics:
         keep_connections(client, partial(renewed_options, config), config.connect_timeout)
         try:
             await client.bootstrap()
-            return await use(client)
+            for left in reversed(range(max(len(client.cluster.brokers()), 1))):
+                try:
+                    return await use(client)
+                except kafka.NodeNotReadyError:
+                    # Another one is asked then.
+                    if not left:
+                        raise
+            raise AssertionError("it ends with the last attempt")
         except kafka.NodeNotReadyError as error:
             # The one that was asked first has answered.
             named = ", ".join(f"{node.host}:{node.port}" for node in client.cluster.brokers())
