@@ -9,6 +9,7 @@ import datetime
 import functools
 import logging
 import ssl
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised, Pub
 from spa_dat.harness.brokers._certificates import make_certificates
 from spa_dat.testing import Acl, Kafka
 from spa_dat.transports import Envelope, KafkaConfig
-from spa_dat.transports.kafka.consuming import _partition_guard as _guard
+from spa_dat.transports.kafka.consuming import (
+    _partition_guard as _guard,
+    _unreadable_reports as _reports,
+)
 from spa_dat.transports.kafka.consuming._history import read_history
 from support.kafka_bus import bus_client, create, new_prefix, settings
 from support.kafka_consuming import taker
@@ -33,6 +37,7 @@ from support.waiting import eventually
 pytestmark = pytest.mark.kafka
 
 _SECRET = "hush-hush-4711"
+_DELETE_ACLS = 31
 
 
 def rules(user: str, prefix: str) -> list[Acl]:
@@ -101,6 +106,35 @@ async def test_a_right_that_is_gone_refuses_and_others_go_on(guarded: Kafka, pre
         guarded.grant("ann", "WRITE", "TOPIC", f"{prefix}seen")
         await client.publish("seen")
         assert client.stats["kafka.producers_lost"] == 0
+
+
+def revoke(broker: Kafka, user: str, topic: str) -> None:
+    """Take back all that a user was granted for this topic alone."""
+    name, principal = topic.encode(), f"User:{user}".encode()
+    texts = struct.pack(f">h{len(name)}sb", len(name), name, 3)
+    texts += struct.pack(f">h{len(principal)}sh", len(principal), principal, -1)
+    rules = struct.pack(">ib", 1, 2) + texts + struct.pack(">bb", 1, 1)
+    answer = broker._ask(_DELETE_ACLS, 1, rules)
+    assert struct.unpack_from(">iiih", answer)[-2:] == (1, 0)
+
+
+async def test_who_loses_a_right_without_a_group_is_told_so(
+    guarded: Kafka, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reports, "_ABSENT_AFTER", 0.0)
+    topic = f"{prefix}seen"
+    await create(guarded.server, topic)
+    guarded.grant("ann", "READ", "TOPIC", topic)
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    async with taker(
+        server, "seen", prefix=prefix, ephemeral=True, **{"create_topics": "own", **login}
+    ) as inbox:
+        assert inbox.consumer.trouble is None
+        revoke(guarded, "ann", topic)
+        await eventually(lambda: "not authorised" in (inbox.consumer.trouble or ""))
+        guarded.grant("ann", "READ", "TOPIC", topic)
+        await eventually(lambda: inbox.consumer.trouble is None)
 
 
 @pytest.mark.parametrize("reset", ["earliest", "latest", "1s"])

@@ -6,7 +6,7 @@ import abc
 import asyncio
 import enum
 import math
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Container, Coroutine, Iterable, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -366,10 +366,17 @@ class ConsumerSessions(abc.ABC):
         """Raise what ends the session; called once a second while fetching."""
         self._look_for_topics(client_of(self._consumer).cluster)
 
-    def _look_for_topics(self, cluster: Any) -> None:
-        """Notice topics that are deleted while running: the library waits silently."""
+    def _look_for_topics(self, cluster: Any, forbidden: Container[str] = ()) -> None:
+        """Notice topics that are deleted while running: the library waits silently.
+
+        Args:
+            cluster: what is known of it.
+            forbidden: further topics of which it says that we may not see them.
+        """
         absent = {
-            name: _FORBIDDEN if name in cluster.unauthorized_topics else _DELETED
+            name: _FORBIDDEN
+            if name in cluster.unauthorized_topics or name in forbidden
+            else _DELETED
             for name in self._selection.names
             if not cluster.partitions_for_topic(name)
         }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+import aiokafka.errors as kafka
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
@@ -13,6 +14,7 @@ from ...._moments import milliseconds
 from ..._contract import Receiver, Subscription
 from .._aiokafka_private import (
     client_of,
+    find_topics,
     keep_connections,
     overhear,
     separate_fetches,
@@ -106,7 +108,7 @@ class Reader(ConsumerSessions):
         async with asyncio.timeout(self._config.request_timeout):
             cluster = await client_of(consumer).fetch_all_metadata()
             # Without any of them there is nothing to fetch.
-            self._look_for_topics(cluster)
+            self._look_for_topics(cluster, await self._forbidden(client_of(consumer), cluster))
             wanted = [
                 TopicPartition(topic, number)
                 for topic in sorted(cluster.topics())
@@ -129,6 +131,14 @@ class Reader(ConsumerSessions):
         gone = self._start_over(facts)
         if gone or lost or set(wanted) != consumer.assignment():
             self._assign(consumer, wanted)
+
+    async def _forbidden(self, client: Any, cluster: Any) -> Container[str]:
+        """Return the wanted topics that we may not see: only who asks for them by name is told."""
+        hidden = [name for name in self._selection.names if not cluster.partitions_for_topic(name)]
+        if not hidden:
+            return ()
+        forbidden = kafka.TopicAuthorizationFailedError.errno
+        return {name for code, name, *_ in await find_topics(client, hidden) if code == forbidden}
 
     async def _lost_ends(self, client: Any) -> Mapping[TopicPartition, int]:
         """Return the partitions that have less than was read of them, and up to where they do."""
