@@ -29,7 +29,13 @@ from aiokafka.conn import (
     OAuthAuthenticator,
     collect_hosts,
 )
-from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import (
+    Fetcher,
+    FetchError,
+    FetchResult,
+    OffsetResetStrategy,
+    PartitionRecords,
+)
 from aiokafka.consumer.group_coordinator import (
     BaseCoordinator,
     GroupCoordinator,
@@ -92,6 +98,7 @@ __all__ = [
     "accepted_logins",
     "answers_plain",
     "background_tasks",
+    "begin_at_start",
     "check_compression",
     "check_libraries",
     "client_of",
@@ -191,7 +198,7 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
     (Assignment, ("state_value",)),
     (BatchBuilder, ("append", "record_count")),
     (ConsumerProtocol, ("ASSIGNMENT",)),
-    (Fetcher, ("_create_fetch_waiter", "_notify", "error_future")),
+    (Fetcher, ("_create_fetch_waiter", "_notify", "error_future", "request_offset_reset")),
     (MessageAccumulator, ("fail_all",)),
     (
         GroupCoordinator,
@@ -809,6 +816,14 @@ def stop_waiting_for_metadata(client: Any) -> None:
 
 
 # Requests.
+
+
+def begin_at_start(consumer: Any, places: Sequence[TopicPartition]) -> None:
+    """Have the library find out where partitions begin, and read them from there."""
+    if places:
+        waiting = consumer._fetcher.request_offset_reset(places, OffsetResetStrategy.EARLIEST)
+        # It goes on without anybody who waits for it.
+        waiting.add_done_callback(lambda it: it.cancelled() or it.exception())
 
 
 async def find_topics(client: Any, names: Sequence[str]) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from aiokafka.admin import NewPartitions
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.commit import OffsetFetchRequest
 
 from spa_dat.errors import ConnectionLost
 from spa_dat.testing import Kafka, Proxy
@@ -37,6 +39,30 @@ def is_paired(one: Taker) -> bool:
     """Return whether it was told to resume after each time that it was told to hold."""
     pairs = ["hold", "resume, redelivered"] * (len(one.events) // 2)
     return one.events == pairs
+
+
+async def test_what_is_committed_is_asked_for_all_partitions_at_once(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix, asked = new_prefix(), 0
+    await create(kafka.server, f"{prefix}a", 20)
+    original = AIOKafkaClient.send
+
+    async def send(client: Any, node: Any, request: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += isinstance(request, OffsetFetchRequest)
+        return await original(client, node, request, **options)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", send)
+    async with bus_client(kafka.server, prefix=prefix) as client:
+        # Nothing is committed at first, and all of it then.
+        for _ in range(2):
+            async with taker(kafka.server, "a", prefix=prefix) as inbox:
+                await publish(client, range(100))
+                await inbox.get(100)
+                assert len(inbox.numbers) == 100
+    # The library has asked for some before the answer is there.
+    assert asked < 12
 
 
 async def test_a_member_more_takes_over_what_is_committed_and_nothing_runs_twice(

@@ -10,7 +10,7 @@ from typing import Any
 import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
 
-from .._aiokafka_private import client_of
+from .._aiokafka_private import begin_at_start, client_of
 from .._offset_reset_option import start_time
 from .._topic_facts import TopicFacts, recreated, topic_facts
 from ._assignment import Assignment
@@ -53,6 +53,10 @@ async def compare(consumer: Any, assignment: Assignment, rewind_to: int | None =
     found = await committed(consumer, places, ids)
     for place, tracker in assignment.trackers.items():
         tracker.committed = found.offsets.get(place, -1)
+    # The library would ask for the offset of each by itself, one after another.
+    for place, offset in sorted(found.offsets.items()):
+        consumer.seek(place, offset)
+    begin_at_start(consumer, sorted({*places}.difference(found.offsets, found.stale)))
     for place in sorted(found.stale):
         consumer.seek(place, 0)
     noted = {place: those for place, those in found.claims.items() if those}
