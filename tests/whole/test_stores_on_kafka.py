@@ -54,7 +54,7 @@ def opened(name: str) -> Any:
 
 def counting(instance: int = 0) -> DistributedApplication:
     """Return an application that numbers the messages of each key, in a store."""
-    config = KafkaConfig("cluster", partitions=3, topics=TOPICS)
+    config = KafkaConfig("cluster", start_timeout=120, partitions=3, topics=TOPICS)
     app = DistributedApplication(config, name="app", instance=str(instance))
 
     @app.application(
