@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from random import Random
 
-from .._keywords import suggests_keywords
+from .._unknown_names import suggests_keywords
 from ..errors import ConfigurationError
 
 __all__ = ["RestartCounter", "RestartPolicy"]

@@ -12,6 +12,7 @@ from ._dead_letter_topics import (
     parked,
 )
 from ._delivery import Delivery, DeliveryState, Tracker
+from ._effective_config import Config
 from ._envelope import (
     CORRELATION_ID,
     DEFAULT_TYPE,
@@ -23,7 +24,7 @@ from ._envelope import (
     check_encodable,
     without_payload,
 )
-from ._factory import Config, SocketProviderFactory, as_provider
+from ._factory import SocketProviderFactory, as_provider
 from ._outbox import (
     DEFAULT_OUTBOX,
     DEFAULT_OUTBOX_BYTES,

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._keywords import suggests_keywords
 from .._texts import quoted
+from .._unknown_names import suggests_keywords
 from ..errors import ConfigurationError
 from ._contract import Identity
 from ._state_folder import state_folder

@@ -14,8 +14,8 @@ from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from .._keywords import nearest_or_all
 from .._texts import bracketed, quoted
+from .._unknown_names import nearest_or_all
 from ..errors import ConfigurationError
 from ._credentials import Secret
 

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Never, ParamSpec, Self, TypeVar, Unpack, overload
 
 from ..._environment import Environment
-from ..._keywords import keywords_of, unexpected_keyword
 from ..._texts import quoted
+from ..._unknown_names import keywords_of, unexpected_keyword
 from ...actors import Actor, RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Identity, SocketProvider, as_provider

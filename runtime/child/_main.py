@@ -28,11 +28,11 @@ from ..hosting._actor_runner import ActorRunner
 from ..hosting._application_settings import Settings
 from ..hosting._lane import Lane
 from ..options._actor_options import ActorOptions
+from ..processes._channel import Channel
 from ..processes._child_process import HUNG
 from ..processes._code_pickling import Shipment, unpack
 from ..processes._delivery_progress import MISSED, STARTED, Progress
-from ..processes._pipe import Channel
-from ..processes._pipe_messages import (
+from ..processes._frames import (
     Begin,
     DefineRoute,
     Deliver,
@@ -57,8 +57,8 @@ from ..routing._routed_deliveries import Route, RoutedDelivery
 from ..routing._router import Router
 from ..routing._subscriptions import router_of
 from ._child_loop import child_loop
-from ._pipe_bus import Book, PipeProvider, piped
-from ._pipe_log import PipeLog
+from ._parent_bus import Book, ParentProvider, piped
+from ._parent_log import PipeLog
 
 if TYPE_CHECKING:
     from ..diagnostics._stop_report import StopReport
@@ -155,7 +155,7 @@ class ChildMain:
         self.book = Book(self.channel, self.progress)
         self.book.on_settled = self._count
         self._run: ChildRun | None = None
-        self._provider: PipeProvider | None = None
+        self._provider: ParentProvider | None = None
         self._routers: dict[bool, Router] = {}
         self._routes: dict[int, Route] = {}
         self._counted: dict[str, int | float] = {}
@@ -245,7 +245,7 @@ class ChildMain:
             shipment = unpack(frame.shipped)
         finally:
             IMPORTING.reset(token)
-        self._provider = provider = PipeProvider(self.channel, frame.bus)
+        self._provider = provider = ParentProvider(self.channel, frame.bus)
         spec = _spec_of(shipment, provider)
         settings = Settings(
             identity=Identity(frame.application, frame.instance, frame.ephemeral),
@@ -371,7 +371,7 @@ class ChildMain:
 _tasks: set[asyncio.Task[Any]] = set()
 
 
-def _spec_of(shipment: Shipment, provider: PipeProvider) -> Spec[Any]:
+def _spec_of(shipment: Shipment, provider: ParentProvider) -> Spec[Any]:
     options = ActorOptions(**shipment.options, socket_provider=provider)
     shared = tuple(shipment.resources)
     if shipment.factory is None:

@@ -16,8 +16,8 @@ from ...errors import OutboxFull, SpaDatError
 from ...transports import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES, Envelope
 from ..messaging._requests import LENGTH_OF_PREFIX
 from ..metrics._conventions import system_of
-from ..processes._pipe import Channel
-from ..processes._pipe_messages import (
+from ..processes._channel import Channel
+from ..processes._frames import (
     Cancel,
     Confirmed,
     Finished,

@@ -90,8 +90,8 @@ class DurableLane(KeyedLane, abc.ABC):
 
     async def wake(self, cell: KeyCell) -> None:
         """As in `KeyedLane`: hand out reminders, delete a state that has expired."""
-        alarms = self.host.alarms
-        assert alarms is not None
+        wakeups = self.host.wakeups
+        assert wakeups is not None
         wait: float | None = _AFTER_FAILURE
         try:
             wait = await self.away(self._do_what_is_due(cell), self.item)
@@ -103,7 +103,7 @@ class DurableLane(KeyedLane, abc.ABC):
             )
         finally:
             if wait is not None:
-                alarms.has_rested(cell.key, wait)
+                wakeups.has_rested(cell.key, wait)
 
     @abc.abstractmethod
     async def _do_what_is_due(self, cell: KeyCell) -> float | None:

@@ -16,7 +16,7 @@ from ..payloads._codec import JSON, encode_as
 from ..payloads._type_readers import type_name
 from ._key_records import NO_REMINDERS, KeyRecord, Reminder
 from ._keyed_mailbox import KeyCell
-from ._reminders import ReminderDelivery
+from ._reminder_deliveries import ReminderDelivery
 from ._state_reader import StateReader
 
 if TYPE_CHECKING:

@@ -58,6 +58,15 @@ class KeyRecord(msgspec.Struct, frozen=True, gc=False):
         reminder = self.reminders.get(name)
         return reminder is not None and reminder.due == due
 
+    def due(self, now: float) -> list[tuple[str, Reminder]]:
+        """Return the reminders whose time has come, with their names, the earliest first.
+
+        Args:
+            now: the wall time, in seconds since 1970.
+        """
+        due = [named for named in self.reminders.items() if named[1].due <= now]
+        return sorted(due, key=lambda named: named[1].due)
+
     def as_bytes(self) -> bytes:
         """Return it as it is stored: a line of JSON about the state, and the state.
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ...transports._tenures import Tenure
     from ..options._actor_options import ActorOptions
     from ._actor_runner import ActorRunner
-    from ._key_alarms import KeyAlarms
     from ._key_units import KeyUnits
-    from ._reminders import Reminders
+    from ._key_wakeups import KeyWakeups
+    from ._reminder_deliveries import Reminders
 
 __all__ = ["HostState", "KeyedHost"]
 
@@ -74,7 +74,7 @@ class KeyedHost:
         is_class: whether a class was registered, of which each key has an instance.
         activates: whether it has an ``on_activate``.
         passivates: whether it has an ``on_passivate``.
-        alarms: wake the keys of a durable actor; None for any other.
+        wakeups: wake the keys of a durable actor; None for any other.
         reminders: those of a durable actor that are due; None for any other.
         units: those that a durable actor's keys belong to, on a bus with transactions; else None.
         burst: how many messages all lanes together may take before the event loop gets a turn.
@@ -121,16 +121,16 @@ class KeyedHost:
         # At the end, those whose `on_passivate` was called.
         self._left: dict[KeyCell, None] = {}
         self.lanes: tuple[KeyedLane, ...] = ()
-        self.alarms: KeyAlarms | None = None
+        self.wakeups: KeyWakeups | None = None
         self.reminders: Reminders | None = None
         self.units: KeyUnits | None = None
         if options.durable:
-            self._make_alarms()
+            self._make_wakeups()
         self._idle.append(self._add_lane())
 
-    def _make_alarms(self) -> None:
+    def _make_wakeups(self) -> None:
         # Only who needs them pays for the modules.
-        from ._key_alarms import KeyAlarms, checked
+        from ._key_wakeups import KeyWakeups, checked
 
         runner, states = self._runner, self._runner.run.durable_states
         name, environment = runner.name, runner.connection.surroundings.environment
@@ -138,7 +138,7 @@ class KeyedHost:
             from ._key_units import KeyUnits
 
             self.units = units = KeyUnits(lambda: runner.run.routes_to(runner))
-            self.alarms = KeyAlarms(name, units.look, environment, self._wake, units.log)
+            self.wakeups = KeyWakeups(name, units.look, environment, self._wake, units.log)
         elif states is not None:
 
             def look(most: int) -> asyncio.Future[Sequence[tuple[str, float]]]:
@@ -147,19 +147,19 @@ class KeyedHost:
                     lambda store: [checked(*due) for due in store.first_due(name, most)]
                 )
 
-            self.alarms = KeyAlarms(name, look, environment, self._wake, states.log)
+            self.wakeups = KeyWakeups(name, look, environment, self._wake, states.log)
 
     def _add_lane(self) -> KeyedLane:
         number, states = len(self.lanes), self._runner.run.durable_states
         if self.units is not None:
-            from ._partitioned_lane import PartitionedLane
+            from ._durable_unit_lane import DurableUnitLane
 
-            lane: KeyedLane = PartitionedLane(self._runner, self, number, self.units)
+            lane: KeyedLane = DurableUnitLane(self._runner, self, number, self.units)
         elif states is not None and self.options.durable:
             # Only who needs them pays for the modules.
-            from ._stored_lane import StoredLane
+            from ._durable_store_lane import DurableStoreLane
 
-            lane = StoredLane(self._runner, self, number, states)
+            lane = DurableStoreLane(self._runner, self, number, states)
         else:
             lane = KeyedLane(self._runner, self, number)
         self.lanes = (*self.lanes, lane)
@@ -238,17 +238,17 @@ class KeyedHost:
     def spawned(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
         """Note how lanes are started, now that the first one is, so that others may be."""
         self._spawned_with = restart, resources
-        if self.alarms is not None:
+        if self.wakeups is not None:
             # Only who needs them pays for the modules.
-            from ._reminders import Reminders
+            from ._reminder_deliveries import Reminders
 
             if self.units is None:
                 self.reminders = Reminders(self._runner, self, self._wake)
             else:
-                rest, router = self.alarms.has_rested, self.units.router
+                rest, router = self.wakeups.has_rested, self.units.router
                 self.reminders = Reminders(self._runner, self, rest, router)
-                router.on_restored = self.alarms.look
-            self.alarms.start()
+                router.on_restored = self.wakeups.look
+            self.wakeups.start()
         self.dispatch()
 
     def _wake(self, key: str) -> None:
@@ -452,8 +452,8 @@ class KeyedHost:
 
     def stop_timers(self) -> None:
         """Make no more calls that were scheduled, and wake no more keys."""
-        if self.alarms is not None:
-            self.alarms.stop()
+        if self.wakeups is not None:
+            self.wakeups.stop()
         if self.reminders is not None:
             self.reminders.stop()
         for cell in self.mailbox.cells.values():

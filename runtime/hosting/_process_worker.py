@@ -17,7 +17,7 @@ from ...transports import Envelope
 from ..handling._failures_and_retries import deadline_missed
 from ..processes._child_process import HUNG, ChildProcess
 from ..processes._delivery_progress import DONE, MISSED, SENT, SLOTS, STARTED
-from ..processes._pipe_messages import (
+from ..processes._frames import (
     Begin,
     Connected,
     DefineRoute,

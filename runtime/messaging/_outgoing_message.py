@@ -8,8 +8,8 @@ from typing import Any, TypedDict, Unpack, overload
 
 import msgspec
 
-from ..._keywords import unexpected_keyword
 from ..._texts import quoted
+from ..._unknown_names import unexpected_keyword
 from ...errors import ConfigurationError
 from ...transports import Tombstone, check_topic
 from ...transports._wire_formats import WireName

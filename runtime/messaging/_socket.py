@@ -8,8 +8,8 @@ from typing import Any, Never, Protocol, TypeVar, Unpack, get_args, get_origin, 
 
 import msgspec
 
-from ..._keywords import keywords_of, unexpected_keyword
 from ..._texts import quoted
+from ..._unknown_names import keywords_of, unexpected_keyword
 from ...actors import chain_names
 from ...errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from ...transports import Envelope

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from ..._keywords import nearest_or_all
+from ..._unknown_names import nearest_or_all
 from ...actors import Overflow
 from ...errors import ConfigurationError
 from ...transports import SocketProvider, TopicFilter

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..._keywords import suggests_keywords
 from ..._texts import quoted
+from ..._unknown_names import suggests_keywords
 from ...errors import ConfigurationError
 from ._option_checks import LARGEST_WINDOW, MOST_HOT, check_count, check_seconds
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from ..._keywords import suggests_keywords
+from ..._unknown_names import suggests_keywords
 from ...errors import ConfigurationError
 from ._option_checks import is_number
 

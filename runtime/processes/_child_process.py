@@ -15,9 +15,9 @@ from typing import Any
 
 from ..._texts import describe_exit
 from ...errors import ConfigurationError
+from ._channel import Channel
 from ._delivery_progress import Progress
-from ._pipe import Channel
-from ._pipe_messages import FromChild
+from ._frames import FromChild
 
 __all__ = ["HUNG", "ChildProcess"]
 

@@ -19,7 +19,8 @@ from hypothesis import given, strategies as st
 
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports._credentials import Secret
-from spa_dat.transports._factory import Config, SocketProviderFactory, as_provider
+from spa_dat.transports._effective_config import Config
+from spa_dat.transports._factory import SocketProviderFactory, as_provider
 from spa_dat.transports._url_options import check_numbers
 from spa_dat.transports.memory import MemoryConfig, MemoryProvider
 from spa_dat.transports.mqtt._config import MqttConfig

@@ -27,13 +27,9 @@ import yaml
 from hypothesis import given, strategies as st
 
 from spa_dat.errors import ConfigurationError
-from spa_dat.transports import KafkaConfig, KafkaTopic, MemoryConfig, MqttConfig, _factory
-from spa_dat.transports._factory import (
-    Config,
-    SocketProviderFactory,
-    as_provider,
-    effective_config,
-)
+from spa_dat.transports import KafkaConfig, KafkaTopic, MemoryConfig, MqttConfig, _effective_config
+from spa_dat.transports._effective_config import Config, effective_config
+from spa_dat.transports._factory import SocketProviderFactory, as_provider
 from spa_dat.transports._url_options import option_types, repeated_name
 from spa_dat.transports.documents._formats import parsed
 from spa_dat.transports.documents._reading import LARGEST, MOST_REDIRECTS, Content
@@ -671,7 +667,7 @@ def test_a_url_of_a_document_that_is_wrong_says_what(url: str, said: str) -> Non
 def test_what_can_not_wait_is_read_within_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_factory, "_LONGEST_READING", 0.05)
+    monkeypatch.setattr(_effective_config, "_LONGEST_READING", 0.05)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     assert "took longer than 0.05 s" in refusal(pipe.as_uri())
@@ -949,7 +945,7 @@ def test_a_server_that_is_not_there_is_named(http: Site) -> None:
 @pytest.mark.parametrize("part", ["head", "body", "handshake"])
 def test_a_server_that_is_slow_is_given_up(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """Each byte comes in time, but the document does not; its thread ends, too."""
-    monkeypatch.setattr(_factory, "_LONGEST_READING", 0.2)
+    monkeypatch.setattr(_effective_config, "_LONGEST_READING", 0.2)
     before = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as server:
         stop = threading.Event()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from spa_dat import Context, DistributedApplication, Durable, KafkaConfig, KafkaTopic, RetryPolicy
-from spa_dat.runtime.hosting._key_alarms import KeyAlarms
+from spa_dat.runtime.hosting._key_wakeups import KeyWakeups
 from spa_dat.testing import Faults, Harness
 from support.kafka_states import in_changelog, in_snapshot, snapshots_in
 
@@ -78,7 +78,7 @@ def test_a_state_expires_some_time_after_its_last_change() -> None:
 def test_what_has_expired_is_not_seen_before_it_is_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(KeyAlarms, "_look", lambda self: None)
+    monkeypatch.setattr(KeyWakeups, "_look", lambda self: None)
     found: Found = defaultdict(list)
     with Harness(expiring(found)) as harness:
         for key in "ab":

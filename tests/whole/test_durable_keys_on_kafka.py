@@ -27,8 +27,8 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError, NotHere, RemoteError
 from spa_dat.runtime.hosting._durable_lane import ALREADY_HANDLED
+from spa_dat.runtime.hosting._durable_unit_lane import DurableUnitLane, WrongKey
 from spa_dat.runtime.hosting._keyed_lane import KeyedLane
-from spa_dat.runtime.hosting._partitioned_lane import PartitionedLane, WrongKey
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports.kafka._partitioner import hash_of
 from spa_dat.transports.kafka.consuming import _units
@@ -649,7 +649,7 @@ def test_a_transaction_that_has_failed_takes_the_states_with_it(
 def test_without_forgetting_what_was_not_committed_counts_would_be_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(PartitionedLane, "instance_for", KeyedLane.instance_for)
+    monkeypatch.setattr(DurableUnitLane, "instance_for", KeyedLane.instance_for)
     fail_often(monkeypatch, 0)
     with Harness(counting()) as harness:
         assert numbered(harness) != RIGHT

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..._keywords import nearest_or_all
 from ..._texts import quoted
+from ..._unknown_names import nearest_or_all
 from ...errors import ConfigurationError
 from .._url_options import check_provider_name, environment_prefix
 from ._address import DocumentAddress, parse_address

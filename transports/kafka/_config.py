@@ -8,8 +8,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
-from ..._keywords import suggests_keywords
 from ..._texts import quoted
+from ..._unknown_names import suggests_keywords
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword

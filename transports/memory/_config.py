@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..._keywords import suggests_keywords
 from ..._texts import quoted
+from ..._unknown_names import suggests_keywords
 from ...errors import ConfigurationError
 from .._contract import DEFAULT_WINDOW_BYTES
 from .._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES

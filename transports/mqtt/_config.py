@@ -8,8 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 from urllib.parse import quote
 
-from ..._keywords import suggests_keywords
 from ..._texts import bracketed, quoted
+from ..._unknown_names import suggests_keywords
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword

@@ -22,7 +22,7 @@ from ._config import MqttConfig
 from ._connection import Connection
 from ._connection_events import MOST_ENDS, Loss
 from ._connection_group import ConnectionGroup
-from ._pausing import PauseLimits
+from ._pause_limits import PauseLimits
 from ._publishing import blame
 from ._redelivery import Redelivery
 from ._subscription_set import SubscriptionSet

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..._keywords import nearest_or_all, suggests_keywords
 from ..._texts import quoted
+from ..._unknown_names import nearest_or_all, suggests_keywords
 from ...errors import ConfigurationError
 from .._envelope import Envelope
 from .._topics import RESERVED, is_reserved

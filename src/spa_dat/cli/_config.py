@@ -12,7 +12,8 @@ from typing import Any
 from .._texts import escaped
 from ..errors import ConfigurationError
 from ..transports import KafkaConfig, MemoryConfig, MqttConfig, Secret
-from ..transports._factory import EffectiveConfig, effective_config
+from ..transports._effective_config import EffectiveConfig, effective_config
+from ..transports._factory import provider_of
 from ..transports._url_options import environment_prefix, option_types
 from ._standard_output import printing, write_notice, write_text
 
@@ -52,7 +53,7 @@ def show_config(
         )
     found = effective_config(url, name=name, allow_http=allow_http, options={})
     # No broker would take some logins.
-    found.provider()
+    provider_of(found)
     rows = dict(_rows(found))
     with printing():
         write_text(_as_json(found, rows) if as_json else _as_table(found, rows))

@@ -13,7 +13,7 @@ import pytest
 from spa_dat import DistributedApplication, Durable, RetryPolicy
 from spa_dat.errors import RequestTimeout, StateNotWritten
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.hosting import _key_alarms
+from spa_dat.runtime.hosting import _key_wakeups
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports._sqlite_states import SqliteStates
 from support.waiting import eventually
@@ -60,8 +60,8 @@ def test_a_state_expires_some_time_after_its_last_change() -> None:
 def test_what_has_expired_is_not_seen_before_it_is_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_key_alarms.KeyAlarms, "start", lambda self: None)
-    monkeypatch.setattr(_key_alarms.KeyAlarms, "note", lambda self, when: None)
+    monkeypatch.setattr(_key_wakeups.KeyWakeups, "start", lambda self: None)
+    monkeypatch.setattr(_key_wakeups.KeyWakeups, "note", lambda self, when: None)
     app = counting([])
     with Harness(app) as harness:
         for key, hot in (("a", True), ("b", False)):

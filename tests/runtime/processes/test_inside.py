@@ -46,7 +46,7 @@ from spa_dat.errors import (
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.dead_letters._stored_letter import LetterFilter
 from spa_dat.runtime.hosting._process_worker import ProcessWorker
-from spa_dat.runtime.processes._pipe_messages import Returned, StopActor
+from spa_dat.runtime.processes._frames import Returned, StopActor
 from spa_dat.transports import MemoryConfig, MemoryProvider
 from support.processes import collect, make
 from support.waiting import eventually

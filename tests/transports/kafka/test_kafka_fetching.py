@@ -23,7 +23,7 @@ from spa_dat.transports.kafka._aiokafka_private import end_tasks
 from spa_dat.transports.kafka.consuming._assignment import Assignment
 from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 from spa_dat.transports.kafka.consuming._fetching import Fetched, Fetching
-from spa_dat.transports.kafka.consuming._pausing import PartitionPauses
+from spa_dat.transports.kafka.consuming._partition_pauses import PartitionPauses
 
 pytestmark = pytest.mark.virtual
 
@@ -117,6 +117,8 @@ def all_readable() -> Any:
         keeps=lambda partition: False,
         look_for_leaders=lambda: None,
         look_for_refusals=lambda: None,
+        look_for_silent_leaders=lambda: None,
+        forget_silent_leaders=lambda: None,
         look_for_transactions=lambda: None,
     )
 

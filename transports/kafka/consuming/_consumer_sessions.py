@@ -28,7 +28,7 @@ from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching
 from ._leader_epochs import EndsLost
 from ._partition_guard import PartitionGuard
-from ._pausing import PartitionPauses
+from ._partition_pauses import PartitionPauses
 from ._unreadable_reports import Troubles
 
 __all__ = ["ConsumerSessions", "SessionState", "unless"]

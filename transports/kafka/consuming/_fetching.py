@@ -25,7 +25,7 @@ from .._reachability import MOVED, Brokers, Reachability
 from .._records import StoredRecord
 from ._assignment import Assignment
 from ._partition_guard import PartitionGuard
-from ._pausing import PartitionPauses
+from ._partition_pauses import PartitionPauses
 
 __all__ = ["Fetched", "Fetching"]
 

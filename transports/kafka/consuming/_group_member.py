@@ -38,7 +38,7 @@ from ._group_requests import NO_COORDINATOR, join_refusal, misassigned
 from ._lag import lag_of
 from ._number_assignor import NumberAssignor
 from ._partition_guard import PartitionGuard
-from ._pausing import PartitionPauses
+from ._partition_pauses import PartitionPauses
 from ._rebalances import COMMIT_TIMEOUT, Rebalances
 from ._start_positions import recreated_since, take_places
 from ._units import Units

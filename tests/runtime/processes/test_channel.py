@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from spa_dat.runtime.processes._pipe import LONGEST_FRAME, BrokenFrame, Channel
-from spa_dat.runtime.processes._pipe_messages import Confirmed, ToChild, tag_of
+from spa_dat.runtime.processes._channel import LONGEST_FRAME, BrokenFrame, Channel
+from spa_dat.runtime.processes._frames import Confirmed, ToChild, tag_of
 from spa_dat.runtime.processes._shared_memory import Arena
 from support.waiting import eventually
 

@@ -1,4 +1,4 @@
-"""Alarms: waking durable keys at the time at which something is to be done in them."""
+"""Waking durable keys at the time at which something is to be done in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..._environment import Environment
 from ..._limited_log import LimitedLog
 from ..._texts import describe
 
-__all__ = ["KeyAlarms", "Look", "checked"]
+__all__ = ["KeyWakeups", "Look", "checked"]
 
 Look = Callable[[int], asyncio.Future[Sequence[tuple[str, float]]]]
 """Returns the first keys, as many as it is told, and when, in seconds since 1970, in that order."""
@@ -24,7 +24,7 @@ _AFTER_FAILURE = 1.0
 _WAKE_MORE, _MOST_AWAKE = 1.0, 1_000
 
 
-class KeyAlarms:
+class KeyWakeups:
     """Wakes the keys of one durable actor, some at a time, when it is time for them.
 
     Never early by the environment's clock. A key that was woken is not woken again until it has

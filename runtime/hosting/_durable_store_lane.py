@@ -23,16 +23,16 @@ from ._durable_states import DurableStates, post_with_room
 from ._key_records import KeyRecord
 from ._keyed_lane import KeyedLane, KeyedSocket
 from ._keyed_mailbox import KeyCell
-from ._reminders import ReminderDelivery, is_still_set
+from ._reminder_deliveries import ReminderDelivery, is_still_set
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
     from ._keyed_host import KeyedHost
 
-__all__ = ["StoredLane"]
+__all__ = ["DurableStoreLane"]
 
 
-class StoredLane(DurableLane):
+class DurableStoreLane(DurableLane):
     """A lane of a durable keyed actor whose bus does not keep the states.
 
     What a handler publishes is recorded. After it, the new state of the key, what was published,
@@ -183,15 +183,15 @@ class StoredLane(DurableLane):
                 for name, reminder in record.reminders.items()
                 if not any(is_still_set(record, one) and one.name == name for one in failed)
             }
-            now = self.environment.now()
-            due = [(name, reminder) for name, reminder in left.items() if reminder.due <= now]
+            rest = msgspec.structs.replace(record, reminders=left)
+            due = rest.due(self.environment.now())
             if len(left) < len(record.reminders) or not due:
                 # What became a dead letter goes, and what has expired. If there is nothing of the
                 # kind it is not time yet, as with another ttl than the one it was written with.
-                await self._write_again(cell, msgspec.structs.replace(record, reminders=left))
+                await self._write_again(cell, rest)
             if due:
                 reminders.failed.pop(cell.key, None)
-                reminders.deliver(cell, sorted(due, key=lambda one: one[1].due))
+                reminders.deliver(cell, due)
                 return None
         reminders.failed.pop(cell.key, None)
         return 0.0
@@ -237,8 +237,8 @@ class StoredLane(DurableLane):
         )
         if self._reached is not None:
             await self._reached("committed")
-        if self.host.alarms is not None:
-            self.host.alarms.note(wake)
+        if self.host.wakeups is not None:
+            self.host.wakeups.note(wake)
         return number
 
 

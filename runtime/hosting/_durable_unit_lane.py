@@ -26,21 +26,21 @@ from ._key_records import KeyRecord
 from ._keyed_lane import KeyedLane, KeyedSocket
 from ._keyed_mailbox import KeyCell
 from ._outcome_lane import OutcomeLane, note, recorded, refuse_again
-from ._reminders import ReminderDelivery, is_still_set
+from ._reminder_deliveries import ReminderDelivery, is_still_set
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
     from ._key_units import KeyUnits
     from ._keyed_host import KeyedHost
 
-__all__ = ["PartitionedLane", "WrongKey"]
+__all__ = ["DurableUnitLane", "WrongKey"]
 
 
 class WrongKey(Reject):
     """A record has another key than its address, so that its partition may be another one, too."""
 
 
-class PartitionedLane(OutcomeLane, DurableLane):
+class DurableUnitLane(OutcomeLane, DurableLane):
     """A lane of a durable keyed actor on a bus with transactions.
 
     The new state of a key is committed with the acknowledgement of the message that has changed
@@ -232,19 +232,19 @@ class PartitionedLane(OutcomeLane, DurableLane):
         outcome.key, outcome.value = key, value or None
         if record is not None and (self._expires or record.reminders):
             outcome.wake = record.wake(self.kept.ttl)
-            assert self.host.alarms is not None
-            outcome.committed += (partial(self.host.alarms.note, outcome.wake),)
+            assert self.host.wakeups is not None
+            outcome.committed += (partial(self.host.wakeups.note, outcome.wake),)
 
     async def _do_what_is_due(self, cell: KeyCell) -> float | None:
         """As in `DurableLane`."""
         unit = self._units.of_due(cell.key)
         stored = None if unit is None else await unit.load(cell.key)
         if unit is not None and stored is not None:
-            record, now = self.kept.read(StoredKey(stored, 0), cell.key), self.environment.now()
-            due = [one for one in record.reminders.items() if one[1].due <= now]
+            record = self.kept.read(StoredKey(stored, 0), cell.key)
+            due = record.due(self.environment.now())
             if due and not unit.over:
                 assert self.host.reminders is not None
-                self.host.reminders.deliver(cell, sorted(due, key=lambda one: one[1].due), unit)
+                self.host.reminders.deliver(cell, due, unit)
                 return None
             # It is deleted if it has expired. If not, it is not time yet, as with another ttl than
             # the one that it was written with.

@@ -11,8 +11,8 @@ from typing import Any
 from ..._json_formatter import extra_of
 from ..._logs import LEFT_OUT, OWN, set_levels
 from ..._texts import encodable
-from ..processes._pipe import Channel
-from ..processes._pipe_messages import Logged
+from ..processes._channel import Channel
+from ..processes._frames import Logged
 
 __all__ = ["PipeLog"]
 

@@ -1,4 +1,4 @@
-"""The messages on the pipe between an actor's runner and its child process.
+"""The frames on the channel between an actor's runner and its child process.
 
 Both directions are msgpack, so neither side unpickles what the other one sends. The exception is
 `Start`, which only the child gets, once: code cannot be shipped otherwise.

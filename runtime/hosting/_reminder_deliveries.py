@@ -1,4 +1,4 @@
-"""Reminders of durable keys, which reach the actor as messages of its own."""
+"""Deliveries of reminders that are due, which reach the actor as messages of its own."""
 
 from __future__ import annotations
 

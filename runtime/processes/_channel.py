@@ -1,4 +1,4 @@
-"""One end of the pipe between an actor's runner and its child process."""
+"""One end of the channel, two pipes, between an actor's runner and its child process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import astuple, replace
 
 from ...transports import Envelope
-from ._pipe_messages import Deliver, Park, Post, Publish, Replied, Taken
+from ._frames import Deliver, Park, Post, Publish, Replied, Taken
 from ._shared_memory import LARGE, Arena
 
 __all__ = ["LONGEST_FRAME", "BrokenFrame", "Channel"]

@@ -1,4 +1,4 @@
-"""The pipe to the parent as a bus: the one bus of the actor in a child process."""
+"""The parent as a bus: the one bus of the actor in a child process."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from ...transports import (
     check_topic,
     size_of,
 )
+from ..processes._channel import Channel
 from ..processes._delivery_progress import DONE, SENT, STARTED, Progress
-from ..processes._pipe import Channel
-from ..processes._pipe_messages import (
+from ..processes._frames import (
     Cancel,
     Confirmed,
     Connected,
@@ -48,7 +48,7 @@ from ..processes._pipe_messages import (
     tag_of,
 )
 
-__all__ = ["PipeBus", "PipeConsumer", "PipeProvider", "PipedDelivery"]
+__all__ = ["ParentBus", "ParentConsumer", "ParentProvider", "PipedDelivery"]
 
 _SETTLED, _RETURNED = tag_of(Settled), tag_of(Returned)
 _POST, _PUBLISH, _PARK, _CANCEL = tag_of(Post), tag_of(Publish), tag_of(Park), tag_of(Cancel)
@@ -159,7 +159,7 @@ class Book:
             self._channel.send((_RETURNED, returned), at_once=at_once)
 
 
-class PipeConsumer(Consumer):
+class ParentConsumer(Consumer):
     """A subscription of the actor; the parent has the one to the broker.
 
     Args:
@@ -168,7 +168,7 @@ class PipeConsumer(Consumer):
         receiver: the router.
     """
 
-    def __init__(self, bus: PipeBus, subscription: Subscription, receiver: Receiver) -> None:
+    def __init__(self, bus: ParentBus, subscription: Subscription, receiver: Receiver) -> None:
         self._bus = bus
         self.subscription = subscription
         self.receiver = receiver
@@ -194,7 +194,7 @@ class PipeConsumer(Consumer):
         """Do nothing: what is settled is told as it happens."""
 
 
-class PipeBus(Bus):
+class ParentBus(Bus):
     """The bus of an actor in a child process.
 
     Args:
@@ -234,9 +234,9 @@ class PipeBus(Bus):
             raise ConnectionLost(self._reply_problem or "no request can be made")
         return self._reply_prefix + correlation
 
-    def consumer(self, subscription: Subscription, receiver: Receiver) -> PipeConsumer:
+    def consumer(self, subscription: Subscription, receiver: Receiver) -> ParentConsumer:
         """See `Bus.consumer`."""
-        return PipeConsumer(self, subscription, receiver)
+        return ParentConsumer(self, subscription, receiver)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         """See `Bus.post`."""
@@ -369,7 +369,7 @@ class PipeBus(Bus):
         await waiter
 
 
-class PipeProvider(SocketProvider):
+class ParentProvider(SocketProvider):
     """Opens the pipe's bus; made in the child.
 
     Args:
@@ -389,7 +389,7 @@ class PipeProvider(SocketProvider):
         self.default_window = about["window"]
         self.default_window_bytes = about["window_bytes"]
         self.wires = about["wires"]
-        self.bus: PipeBus | None = None
+        self.bus: ParentBus | None = None
 
     @property
     def address(self) -> str:
@@ -397,9 +397,9 @@ class PipeProvider(SocketProvider):
         address: str = self._about["address"]
         return address
 
-    def open(self, surroundings: Surroundings) -> PipeBus:
+    def open(self, surroundings: Surroundings) -> ParentBus:
         """See `SocketProvider.open`."""
-        self.bus = PipeBus(self._channel, self._about)
+        self.bus = ParentBus(self._channel, self._about)
         return self.bus
 
     def check_topic(self, topic: str) -> None:
