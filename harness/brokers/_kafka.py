@@ -144,7 +144,8 @@ class Kafka(BrokerProcess):
         settings |= listener_settings(self.host, listeners, self.proxy_port)
         settings |= self._properties
         ours = "listeners" not in self._properties
-        self._listening = [port for _, port in listeners.values() if ours and port != controller]
+        asked = (self.port, controller)
+        self._beside = [port for _, port in listeners.values() if ours and port not in asked]
         lines = "".join(f"{name}={value}\n" for name, value in settings.items())
         self._config_file = self._write("server.properties", lines)
 
@@ -319,7 +320,7 @@ class Kafka(BrokerProcess):
         except struct.error:
             return False
         # It opens its listeners one after another: one that answers says nothing of the others.
-        return bool(brokers == 1) and all(self._accepts(port) for port in self._listening)
+        return bool(brokers == 1) and all(self._accepts(port) for port in self._beside)
 
     def _ask(self, api: int, version: int, body: bytes) -> bytes:
         """Send a request on a new connection; return the answer from its correlation id on."""

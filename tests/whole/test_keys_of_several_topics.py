@@ -47,7 +47,8 @@ class Truck:
 
 
 def application(instance: int = 0, name: str | None = "app", **more: Any) -> DistributedApplication:
-    config = KafkaConfig("cluster", partitions=3, topics=TOPICS, **more)
+    options = {"partitions": 3, "start_timeout": 120, **more}
+    config = KafkaConfig("cluster", topics=TOPICS, **options)
     return DistributedApplication(config, name=name, instance=str(instance))
 
 

@@ -259,8 +259,18 @@ def test_failed_attempts_are_carried_over_to_the_new_receipt() -> None:
     old = session.receive(1)
     old.attempts = 3
     session.lose_connection()
+    old.withdraw()
     delivery, known = session.again(1)
     assert (known, delivery.attempts) == (False, 3)
+
+
+def test_a_receipt_that_was_not_taken_back_keeps_its_place_and_settles_the_new_one() -> None:
+    session = Session()
+    old = session.receive(1)
+    session.lose_connection()
+    delivery, known = session.again(1)
+    assert known
+    assert old.successor is delivery
 
 
 def test_filters_that_overlap_in_part_are_found() -> None:
