@@ -12,13 +12,19 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import NodeNotReadyError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from spa_dat import DistributedApplication, KafkaConfig, KafkaTopic, Socket
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka._offset_notes import Claim, claims_of, offset_note
-from spa_dat.transports.kafka.consuming import _group_requests, _leader_epochs
-from spa_dat.transports.kafka.consuming._leader_epochs import EndsLost, LeaderEpochs
+from spa_dat.transports.kafka.consuming import _group_requests, _groupless_reader, _leader_epochs
+from spa_dat.transports.kafka.consuming._leader_epochs import (
+    EndsLost,
+    LeaderEpochs,
+    lost_ends,
+    report_lost_ends,
+)
 from support.kafka_bus import bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker
 from support.waiting import eventually
@@ -131,10 +137,18 @@ async def test_who_sees_it_before_it_has_grown_again_does_not_go_back_to_its_sta
 
 @pytest.mark.kafka
 @pytest.mark.slow
+@pytest.mark.parametrize("fails", [False, True], ids=["", "a broker that fails meanwhile"])
 async def test_who_reads_without_a_group_sees_what_has_come_at_offsets_that_were_read(
-    kafka_to_break: Kafka,
+    kafka_to_break: Kafka, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     broker, prefix = kafka_to_break, new_prefix()
+
+    def report_and_fail(*given: Any) -> None:
+        report_lost_ends(*given)
+        if fails:
+            raise NodeNotReadyError
+
+    monkeypatch.setattr(_groupless_reader, "report_lost_ends", report_and_fail)
     await create(broker.server, f"{prefix}t")
     async with broker.proxy() as proxy:
         server = f"{proxy.host}:{proxy.port}"
@@ -355,6 +369,23 @@ def lost(end: int) -> Iterator[None]:
     with pytest.raises(EndsLost) as caught:
         yield
     assert caught.value.ends == {PLACE: end}
+
+
+async def test_a_broker_that_never_tells_where_epochs_end_does_not_speak_for_others() -> None:
+    class Cluster(Leader):
+        """Its first broker is older than the request."""
+
+        def leader_for_partition(self, place: TopicPartition) -> int | None:
+            return int(place.partition) + 1
+
+        async def send(self, node: int, request: Any) -> Any:
+            if node == 1:
+                raise NotImplementedError
+            return await super().send(node, request)
+
+    other = TopicPartition("t", 1)
+    claims = {PLACE: [Claim(3, 10)], other: [Claim(3, 10)]}
+    assert await lost_ends(Cluster({3: 5}), claims) == ({other: 5}, set())
 
 
 async def test_only_what_the_cluster_says_that_it_has_less_of_is_lost(

@@ -50,6 +50,8 @@ class Reader(ConsumerSessions):
         self._guard: PartitionGuard | None = None
         # The next offset of each partition, including those that are not visible at the moment.
         self._places: dict[TopicPartition, int] = {}
+        # Up to where partitions that have lost their end have it, until they are read from there.
+        self._lost: dict[TopicPartition, int] = {}
         # Of the topics, as far as they are known.
         self._ids: dict[str, str] = {}
         # Existing partitions of these start at their end; later ones at their beginning.
@@ -116,7 +118,7 @@ class Reader(ConsumerSessions):
                 for number in sorted(cluster.partitions_for_topic(topic) or ())
             ]
             facts = await topic_facts(client_of(consumer), {tp.topic for tp in wanted}) or {}
-            lost = await self._lost_ends(client_of(consumer))
+            await self._look_for_lost_ends(client_of(consumer))
             fresh = [tp for tp in wanted if tp not in self._places]
             at_the_end = [tp for tp in fresh if new.selects(tp.topic)]
             ends = await consumer.end_offsets(at_the_end) if at_the_end else {}
@@ -127,6 +129,7 @@ class Reader(ConsumerSessions):
             self._new.pop(pattern, None)
         kept = {tp: n for tp, n in self._places.items() if selection.selects(tp.topic)}
         self._places = kept | dict.fromkeys(fresh, 0) | ends
+        lost, self._lost = self._lost, {}
         self._places |= {tp: end for tp, end in lost.items() if tp in kept}
         gone = self._start_over(facts)
         if gone or lost or set(wanted) != consumer.assignment():
@@ -140,19 +143,21 @@ class Reader(ConsumerSessions):
         forbidden = kafka.TopicAuthorizationFailedError.errno
         return {name for code, name, *_ in await find_topics(client, hidden) if code == forbidden}
 
-    async def _lost_ends(self, client: Any) -> Mapping[TopicPartition, int]:
-        """Return the partitions that have less than was read of them, and up to where they do."""
+    async def _look_for_lost_ends(self, client: Any) -> None:
+        """Note the partitions that have less than was read of them, and up to where they do."""
         epochs = self._assignment.epochs
         try:
             trusted = await epochs.verify(client)
         except EndsLost as error:
+            # It is told only once, and what is asked of brokers after it may fail.
+            for partition, end in error.ends.items():
+                self._lost[partition] = min(end, self._lost.get(partition, end))
             epochs.forget(error.ends.keys())
             self._dispatcher.forget_topics({tp.topic for tp in error.ends})
             report_lost_ends(f"consumer {self.identifier!r}", error.ends, self._stats)
-            return error.ends
+            return
         assert self._pauses is not None
         self._pauses.resume(*trusted)
-        return {}
 
     def _start_over(self, facts: Mapping[str, TopicFacts]) -> list[str]:
         """Read topics that were deleted and recreated from their start, and return them."""

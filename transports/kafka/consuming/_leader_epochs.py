@@ -217,7 +217,8 @@ async def lost_ends(
         # One that does not answer must not keep what others lead from being read.
         for answered in await asyncio.gather(*ends):
             if answered is None:
-                return {}, set()
+                # Of what this one leads it will never be told.
+                continue
             for place, end in answered.items():
                 if end is None:
                     unknown.add(place)
