@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import aiokafka.errors as kafka
 
-from ..._texts import quoted
+from ..._texts import escaped, quoted
 from ...errors import (
     ConfigurationError,
     ConnectFailed,
@@ -30,6 +31,7 @@ __all__ = [
     "UnknownAnswerError",
     "UnsupportedCompressionError",
     "WrongLoginAnswer",
+    "address_of",
     "connect_problem",
     "describe",
     "error_for",
@@ -39,7 +41,8 @@ __all__ = [
     "translate",
 ]
 
-
+# Characters, as of a name in DNS.
+_LONGEST_HOST = 255
 _LONGEST_WORDS = 300
 
 
@@ -218,6 +221,11 @@ def translate(cause: BaseException, what: str) -> TransportError:
         if isinstance(cause, kind):
             return error(f"{what}: {describe(cause)}{advice}")
     return ConnectionLost(f"{what}: {describe(cause)}")
+
+
+def address_of(broker: Any) -> str:
+    """Return what a broker advertises, on one line; its host may be any text."""
+    return f"{escaped(broker.host, _LONGEST_HOST)}:{broker.port}"
 
 
 def describe(cause: BaseException) -> str:

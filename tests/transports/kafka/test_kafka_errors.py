@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import aiokafka.errors as kafka
 import pytest
+from aiokafka.structs import BrokerMetadata
 
 from spa_dat.errors import (
     ConfigurationError,
@@ -26,6 +27,7 @@ from spa_dat.transports.kafka._aiokafka_private import check_libraries
 from spa_dat.transports.kafka._client_options import common_options
 from spa_dat.transports.kafka._errors import (
     TRANSLATIONS,
+    address_of,
     connect_problem,
     describe,
     error_for,
@@ -227,3 +229,10 @@ async def test_a_compression_that_is_not_installed_is_a_wrong_configuration(
     provider = KafkaProvider(KafkaConfig(compression=name))
     with pytest.raises(ConfigurationError, match=rf"compression='{name}'.*cramjam"):
         provider.open(Surroundings(Identity("app")))
+
+
+def test_what_a_broker_advertises_is_on_one_line_and_short() -> None:
+    assert address_of(BrokerMetadata(1, "kafka.local", 9092, None)) == "kafka.local:9092"
+    shown = address_of(BrokerMetadata(1, "a\nb" + "c" * 30_000, 9092, None))
+    assert shown.startswith("a\\nbc")
+    assert len(shown) < 270

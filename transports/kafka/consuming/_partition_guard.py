@@ -20,7 +20,7 @@ from .._aiokafka_private import (
     overhear,
     read_leniently,
 )
-from .._errors import describe, error_for
+from .._errors import address_of, describe, error_for
 from ._unreadable_reports import LeaderUnreachable, Troubles, Unreadable
 
 __all__ = ["PartitionGuard"]
@@ -242,7 +242,7 @@ class PartitionGuard:
                     self._is_over(partition)
             elif problem is None and now - since >= _WITHOUT_LEADER:
                 broker = cluster.broker_metadata(leader)
-                where = "" if broker is None else f" at {broker.host}:{broker.port}"
+                where = "" if broker is None else f" at {address_of(broker)}"
                 error = LeaderUnreachable(f"broker {leader}{where}, its leader, answers no fetch")
                 self._troubles.add(partition, Unreadable(error, self.position(partition)))
 

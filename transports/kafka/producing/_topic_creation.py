@@ -22,7 +22,7 @@ from .._aiokafka_private import (
 )
 from .._client_options import common_options, renewed_options
 from .._config import KafkaConfig
-from .._errors import describe, translate
+from .._errors import address_of, describe, translate
 from .._own_topic_settings import DECISIVE_SETTINGS, unfit_settings
 from .._reachability import reach
 from .._topic_names import Names
@@ -171,7 +171,7 @@ class Topics:
             raise AssertionError("it ends with the last attempt")
         except kafka.NodeNotReadyError as error:
             # The one that was asked first has answered.
-            named = ", ".join(f"{node.host}:{node.port}" for node in client.cluster.brokers())
+            named = ", ".join(map(address_of, client.cluster.brokers()))
             raise ConnectionError(
                 f"a broker cannot be reached at the address advertised by the cluster: {named}; if"
                 " that is not reachable from here, check advertised.listeners of the brokers"
