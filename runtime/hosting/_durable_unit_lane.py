@@ -99,14 +99,7 @@ class DurableUnitLane(OutcomeLane, DurableLane):
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """As in `Lane`, with what has to be done around every call; none that may answer."""
-        return [
-            None
-            if function is None or handler.responder
-            else partial(self._note, handler, function)
-            for function, handler in zip(
-                KeyedLane.direct(self, instance), self.handlers, strict=False
-            )
-        ]
+        return self._noting(KeyedLane.direct(self, instance))
 
     async def _invoke_and_commit(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
@@ -125,23 +118,13 @@ class DurableUnitLane(OutcomeLane, DurableLane):
             if stored is not None:
                 cell.saved = self.kept.read(StoredKey(stored, 0), cell.key)
             cell.unit = unit
-        result: Any = None
-
-        async def call() -> Any:
-            nonlocal result
-            result = await KeyedLane.invoke(self, instance, index, arguments, scope)
-            return result
-
-        await self._note(self.handlers[index], call)
-        return result
+        invoke = partial(KeyedLane.invoke, self, instance, index, arguments, scope)
+        return await self._invoke_and_note(index, invoke)
 
     async def _note(
         self, handler: Handler, call: Callable[..., Awaitable[Any]], /, **arguments: Any
     ) -> None:
-        """Call a handler, and note what it has come to.
-
-        It returns nothing, so that nobody has to look at that.
-        """
+        """As in `OutcomeLane`."""
         cell, turn, delivery = self._at_work()
         unit = self._unit_of(cell, delivery)
         fired = message = None

@@ -43,39 +43,19 @@ class ExactlyOnceLane(OutcomeLane):
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """As in `Lane`, wrapped to note outcomes; None for handlers that may reply."""
-        return [
-            None
-            if function is None or handler.responder
-            else partial(self._note, handler, function)
-            for function, handler in zip(super().direct(instance), self.handlers, strict=True)
-        ]
+        return self._noting(super().direct(instance))
 
     def invoke(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
     ) -> Awaitable[Any]:
         """As in `Lane`; notes what the call has come to."""
-        return self._invoke_and_note(instance, index, arguments, scope)
-
-    async def _invoke_and_note(
-        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
-    ) -> Any:
-        invoke, result = super().invoke, None
-
-        async def call() -> Any:
-            nonlocal result
-            result = await invoke(instance, index, arguments, scope)
-            return result
-
-        await self._note(self.handlers[index], call)
-        return result
+        invoke = partial(super().invoke, instance, index, arguments, scope)
+        return self._invoke_and_note(index, invoke)
 
     async def _note(
         self, handler: Handler, call: Callable[..., Awaitable[Any]], /, **arguments: Any
     ) -> None:
-        """Call a handler, and note what it has come to.
-
-        It returns nothing, so that nobody has to look at that.
-        """
+        """As in `OutcomeLane`."""
         turn = current_turn.get()
         assert turn is not None
         delivery = turn.delivery

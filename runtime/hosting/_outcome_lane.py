@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from typing import Any
 
 from ..._texts import describe
 from ...errors import SpaDatError
@@ -16,6 +19,7 @@ from ..messaging._recording_socket import MUCH_OUTPUT, size_with
 from ..messaging._sent_replies import Replies
 from ..messaging._turn import current_turn
 from ..options._retry_policy import Reject
+from ..registration._specs import Handler
 from ._lane import Lane
 
 __all__ = ["OutcomeLane", "note", "recorded", "refuse_again"]
@@ -32,6 +36,38 @@ class OutcomeLane(Lane):
     def make_replies(self) -> Replies:
         """As in `Lane`, sent after the commit."""
         return self.connection.replies_in(self.options.wire, _AfterCommit(self.connection))
+
+    @abc.abstractmethod
+    async def _note(
+        self, handler: Handler, call: Callable[..., Awaitable[Any]], /, **arguments: Any
+    ) -> None:
+        """Call a handler, and note what it has come to.
+
+        It returns nothing, so that nobody has to look at that.
+        """
+
+    def _noting(
+        self, functions: Iterable[Callable[..., Any] | None]
+    ) -> list[Callable[..., Any] | None]:
+        """Wrap the functions of handlers to note outcomes; None for handlers that may reply."""
+        return [
+            None
+            if function is None or handler.responder
+            else partial(self._note, handler, function)
+            for function, handler in zip(functions, self.handlers, strict=True)
+        ]
+
+    async def _invoke_and_note(self, index: int, invoke: Callable[[], Awaitable[Any]]) -> Any:
+        """Invoke a handler, note what the call has come to, and return what it has returned."""
+        result: Any = None
+
+        async def call() -> Any:
+            nonlocal result
+            result = await invoke()
+            return result
+
+        await self._note(self.handlers[index], call)
+        return result
 
     async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
         """As in `Lane`: committed with the acknowledgement, unless it was refused there."""

@@ -193,10 +193,7 @@ class Replies:
             correlation=request.correlation,
             expiry=request.expiry,
         )
-        if self._wire is not None:
-            envelope = msgspec.structs.replace(envelope, wire=self._wire)
-        turn.posts.append(self._bus.post(envelope))
-        turn.answered = True
+        self._hand_over(turn, envelope)
 
     def _post_bare(self, turn: Turn, payload: bytes, headers: dict[str, str]) -> None:
         """Answer with nothing but what the requester needs, as the bus allows no more."""
@@ -210,6 +207,9 @@ class Replies:
             correlation=request.correlation,
             expiry=request.expiry,
         )
+        self._hand_over(turn, envelope)
+
+    def _hand_over(self, turn: Turn, envelope: Envelope) -> None:
         if self._wire is not None:
             envelope = msgspec.structs.replace(envelope, wire=self._wire)
         turn.posts.append(self._bus.post(envelope))

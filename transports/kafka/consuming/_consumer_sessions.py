@@ -112,6 +112,7 @@ class ConsumerSessions(abc.ABC):
         self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
         self._latest: Fetching | None = None
         self._consumer: Any = None
+        self._guard: PartitionGuard | None = None
         self._pauses: PartitionPauses | None = None
         # Why there is no session that receives anything.
         self._away: str | None = f"no answer from {self._config.address} yet"

@@ -66,7 +66,6 @@ class GroupMember(ConsumerSessions):
 
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(context, subscription, receiver)
-        self._guard: PartitionGuard | None = None
         moment = subscription.rewind_to
         self._rewind_to = None if moment is None else milliseconds(moment)
         self._units: Units | None = None

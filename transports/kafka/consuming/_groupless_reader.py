@@ -47,7 +47,6 @@ class Reader(ConsumerSessions):
         super().__init__(context, subscription, receiver)
         # A single one: what was handed out stays handed out, whatever happens to the connection.
         self._assignment = Assignment(1)
-        self._guard: PartitionGuard | None = None
         # The next offset of each partition, including those that are not visible at the moment.
         self._places: dict[TopicPartition, int] = {}
         # Up to where partitions that have lost their end have it, until they are read from there.

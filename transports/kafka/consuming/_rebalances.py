@@ -300,7 +300,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
             gone = await compare(self._consumer, assignment, self._rewind_to)
         self._tenures.take_over(assignment)
         if self._units is not None:
-            await self._units.take_places(self._consumer, assignment, gone)
+            self._units.take_first_places(self._consumer, assignment, gone)
         self._on_positions(gone)
         self._dispatcher.forget_topics({place.topic for place in assignment.lost})
         self._say_what_comes_again(assignment)

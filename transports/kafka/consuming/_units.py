@@ -397,10 +397,10 @@ class Units:
             if tracker.first >= 0:
                 self._first.setdefault(partition, tracker.first)
 
-    async def take_places(
+    def take_first_places(
         self, consumer: Any, assignment: Assignment, gone: Collection[str]
     ) -> None:
-        """Go to what is committed, as the library may have asked for it too early."""
+        """Go back to where partitions began of which nothing is committed yet."""
         self._without_offset = {
             place
             for place, tracker in assignment.trackers.items()
@@ -409,10 +409,7 @@ class Units:
         for partition, tracker in assignment.trackers.items():
             if partition.topic in gone:
                 self._first.pop(partition, None)
-                continue
-            if tracker.committed >= 0:
-                consumer.seek(partition, tracker.committed)
-            elif partition in self._first:
+            elif tracker.committed < 0 and partition in self._first:
                 consumer.seek(partition, self._first[partition])
 
     def _producer(self, number: int) -> TransactionalProducer:
