@@ -17,6 +17,7 @@ from spa_dat.runtime.hosting._committed_messages import CommittedMessages, SentO
 from spa_dat.runtime.hosting._durable_lane import DurableLane
 from spa_dat.testing import Faults, HandlerFailed, Harness, explore
 from spa_dat.transports import Envelope
+from support.exploring import found_by_explore
 from support.machine import examples
 
 KEYS = 4
@@ -143,12 +144,6 @@ def test_crashes_at_all_steps_lose_and_repeat_nothing() -> None:
 
 def test_all_faults_and_failures_lose_and_repeat_nothing() -> None:
     explore(lambda seed: run(seed, Faults.all(), 0.2), seeds=examples(30))
-
-
-def found_by_explore(scenario: Callable[[int], object], seeds: int = 30) -> None:
-    with pytest.raises(AssertionError, match=r"explore\(.*seeds=\[\d+\]\)  # replays") as found:
-        explore(scenario, seeds=seeds)
-    assert isinstance(found.value.__cause__, AssertionError)
 
 
 def test_without_the_rollback_it_would_go_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from spa_dat.errors import ConfigurationError, RequestTimeout
 from spa_dat.harness.kafka_cluster._transactions import Coordinator, Transaction
 from spa_dat.runtime.hosting._durable_lane import DurableLane
 from spa_dat.testing import Faults, HandlerFailed, Harness, explore
+from support.exploring import found_by_explore
 from support.kafka_states import in_snapshot, snapshots_in
 from support.machine import examples
 
@@ -184,15 +185,9 @@ def test_crashes_at_all_steps_of_transactions_lose_and_repeat_nothing() -> None:
         assert any(f" reached {step}\n" in trace for trace in traces)
 
 
-def found_by_explore(scenario: Callable[[int], object], seeds: int = 20) -> None:
-    with pytest.raises(AssertionError, match=r"explore\(.*seeds=\[\d+\]\)  # replays") as found:
-        explore(scenario, seeds=seeds)
-    assert isinstance(found.value.__cause__, AssertionError)
-
-
 def test_without_the_rollback_of_states_it_would_go_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DurableLane, "_undo", lambda self, cell: None)
-    found_by_explore(lambda seed: run(seed, COMMITS, 0.2))
+    found_by_explore(lambda seed: run(seed, COMMITS, 0.2), 20)
 
 
 def test_without_aborting_what_is_left_open_it_would_go_wrong(
@@ -205,7 +200,7 @@ def test_without_aborting_what_is_left_open_it_would_go_wrong(
         self._prepare(client, found, commit=True)
 
     monkeypatch.setattr(Coordinator, "_fence", ended)
-    found_by_explore(lambda seed: run(seed, COMMITS))
+    found_by_explore(lambda seed: run(seed, COMMITS), 20)
 
 
 def test_without_the_offsets_in_the_transaction_it_would_go_wrong(
@@ -214,4 +209,4 @@ def test_without_the_offsets_in_the_transaction_it_would_go_wrong(
     async def forgotten(self: AIOKafkaProducer, *arguments: Any) -> None: ...
 
     monkeypatch.setattr(AIOKafkaProducer, "send_offsets_to_transaction", forgotten)
-    found_by_explore(lambda seed: run(seed, COMMITS))
+    found_by_explore(lambda seed: run(seed, COMMITS), 20)

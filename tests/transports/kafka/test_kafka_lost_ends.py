@@ -80,6 +80,21 @@ async def test_what_has_come_at_offsets_that_were_handled_is_handled(
         assert inbox.numbers == [115]
 
 
+def copier(config: KafkaConfig, folder: Path, copies: list[int]) -> DistributedApplication:
+    """Make an application that copies numbers in transactions, and notes the copies."""
+    app = DistributedApplication(config, name="app", state_folder=folder)
+
+    @app.application("t", exactly_once=True)
+    async def copy(number: int, socket: Socket) -> None:
+        await socket.publish("copies", number)
+
+    @app.application("copies")
+    async def note(number: int) -> None:
+        copies.append(number)
+
+    return app
+
+
 @pytest.mark.kafka
 @pytest.mark.slow
 async def test_it_is_noticed_while_running_and_in_transactions(
@@ -92,16 +107,7 @@ async def test_it_is_noticed_while_running_and_in_transactions(
     async with broker.proxy() as proxy:
         server = f"{proxy.host}:{proxy.port}"
         config = KafkaConfig(server, prefix=prefix, backoff_max=0.2, request_timeout=5.0)
-        app = DistributedApplication(config, name="app", state_folder=tmp_path)
-
-        @app.application("t", exactly_once=True)
-        async def copy(number: int, socket: Socket) -> None:
-            await socket.publish("copies", number)
-
-        @app.application("copies")
-        async def note(number: int) -> None:
-            copies.append(number)
-
+        app = copier(config, tmp_path, copies)
         await publish(broker.server, prefix, range(20))
         async with app:
             await eventually(lambda: copies == [*range(20)])
@@ -174,16 +180,7 @@ async def test_transactions_repeat_nothing_where_it_is_seen_before_it_has_grown_
         await create(broker.server, f"{prefix}{topic}")
     copies: list[int] = []
     config = KafkaConfig(broker.server, prefix=prefix, backoff_max=0.2, request_timeout=5.0)
-    app = DistributedApplication(config, name="app", state_folder=tmp_path)
-
-    @app.application("t", exactly_once=True)
-    async def copy(number: int, socket: Socket) -> None:
-        await socket.publish("copies", number)
-
-    @app.application("copies")
-    async def note(number: int) -> None:
-        copies.append(number)
-
+    app = copier(config, tmp_path, copies)
     await publish(broker.server, prefix, range(20))
     async with app:
         await eventually(lambda: copies == [*range(20)])

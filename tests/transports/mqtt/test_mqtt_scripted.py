@@ -758,13 +758,14 @@ async def test_messages_that_come_again_after_an_unanswered_connect_keep_their_o
         peer.send(publish(1, b"1", duplicate=True))
         peer.send(publish(2, b"2", duplicate=True))
         await peer.subscribe()
+        subscribed.set()
         for number in (3, 4):
             acknowledged.append((await peer.expect("PUBACK")).packet_id)
             peer.send(publish(number, b"%d" % number, duplicate=number == 3))
         while True:
             acknowledged.append((await peer.expect("PUBACK")).packet_id)
 
-    arrived = asyncio.Event()
+    arrived, subscribed = asyncio.Event(), asyncio.Event()
     async with (
         ScriptedBroker(serve, three_and_a_part, _mute, again) as broker,
         client(broker) as app,
@@ -774,6 +775,8 @@ async def test_messages_that_come_again_after_an_unanswered_connect_keep_their_o
         arrived.set()
         await eventually(lambda: recorder.events == ["hold", "last copies"])
         await eventually(lambda: app.stats["messages.recognised"] == 2)
+        # Until then it waits for no acknowledgement.
+        await asyncio.wait_for(subscribed.wait(), 60.0)
         for delivery in recorder.deliveries:
             assert delivery.start()
             delivery.settle()
