@@ -147,7 +147,13 @@ async def test_a_copy_that_has_failed_is_begun_again(
 async def test_a_group_with_members_is_refused(cluster: LeftStates) -> None:
     await cluster.grow()
     for group in (cluster.group, f"{cluster.prefix}app.new"):
-        consumer = AIOKafkaConsumer(cluster.topic, bootstrap_servers=cluster.server, group_id=group)
+        # One that commits by itself would do so when it ends, and the group would have begun.
+        consumer = AIOKafkaConsumer(
+            cluster.topic,
+            bootstrap_servers=cluster.server,
+            group_id=group,
+            enable_auto_commit=False,
+        )
         async with consumer:
             assert f"group {group!r} has members" in await cluster.refused()
     await cluster.copy()
