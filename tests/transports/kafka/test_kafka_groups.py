@@ -396,16 +396,21 @@ async def test_a_member_that_was_away_too_long_comes_back(
         proxy.cut()
         await eventually(lambda: two.partitions == [0, 1])
         await eventually(lambda: set(two.numbers) == set(range(20)))
+        # What comes once more is settled, from the first message of its new session on.
+        one.on_delivery = lambda delivery: delivery.settle()
         await proxy.allow()
         await eventually(lambda: (len(one.partitions), len(two.partitions)) == (1, 1))
-        assert one.stats["kafka.memberships_lost"] == 1
+        assert one.stats["kafka.memberships_lost"] >= 1
         assert one.client.fatal == []
-        one.on_delivery = lambda delivery: delivery.settle()
         running.settle()
         await publish(client, range(20, 60))
         await eventually(lambda: set(range(20, 60)) <= set(all_of(one, two)))
         assert one.client.fatal == []
-        # On a busy machine its session may be expiring again.
+        # On a busy machine a session may expire again: what was settled in it is not committed,
+        # and comes once more to whoever is a member then.
         await eventually(lambda: is_paired(one))
-    offsets = await committed(kafka.server, prefix)
-    assert sum(offsets.values()) == 60
+
+        async def all_committed() -> bool:
+            return sum((await committed(kafka.server, prefix)).values()) == 60
+
+        await eventually(all_committed)
