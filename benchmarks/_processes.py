@@ -35,7 +35,7 @@ def _trips(title: str, size: int, messages: int, targets: Sequence[Target] = ())
         f"{messages:,} messages of {size:,} bytes, one at a time, from the actor's mailbox until"
         " they are settled. Beside it a process that answers, payload and answer pickled: over a"
         " bare pipe, both sides blocked until something comes, and over a socket pair with an"
-        " event loop at each end, as ours has. Large payloads of ours go by shared memory."
+        " event loop at each end; ours has two pipes, and shared memory for large payloads."
         " The start is that of the interpreter, the package and the actor.",
         (
             _contender(_OURS, f"trips:{size}", messages),
