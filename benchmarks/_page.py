@@ -20,6 +20,8 @@ _INTRODUCTION = (
     " rounds, with the smallest and the largest in brackets; in the plots a line goes from the"
     " smallest to the largest. Ratios are ours by theirs: the median of the rounds' ratios."
 )
+_GOALS = "What is aimed at"
+_OTHERS = "What is not compared"
 _NOT_COMPARED = (
     "spa-dat 0.4.0 needs aiomqtt before 2.0 and cannot be installed beside the others. FastStream"
     " offers no requests on Kafka."
@@ -29,12 +31,15 @@ _NOT_COMPARED = (
 def page_of(run: Run) -> dict[Path, str]:
     """Return the texts of the page and of its plots, by their paths below docs/."""
     files: dict[Path, str] = {}
+    titles = [_GOALS, *(table.title for table in run.tables), _OTHERS]
     blocks = [
         "# Benchmarks",
         _INTRODUCTION,
         f"```\n{run.command}\n```",
         _bullets(run.circumstances),
-        "## What is aimed at",
+        "On this page:",
+        _bullets(f"[{title}](#{_name_of(title)})" for title in titles),
+        f"## {_GOALS}",
         _rows([("", "wanted", "measured", ""), *map(goal_cells, run.goals)]),
     ]
     date = run.circumstances[0]
@@ -50,7 +55,7 @@ def page_of(run: Run) -> dict[Path, str]:
         blocks.append(_rows(cells_of(table)))
         if table.failures:
             blocks.append(_bullets(table.failures))
-    blocks += ["## What is not compared", _NOT_COMPARED]
+    blocks += [f"## {_OTHERS}", _NOT_COMPARED]
     files[_PAGE] = "\n\n".join(blocks) + "\n"
     return files
 
