@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ __all__ = ["Proxy"]
 
 Hook = Callable[[bytes], bytes]
 _CHUNK = 65_536
+_TURNS_TO_ACCEPT = 5
 
 
 class Proxy:
@@ -116,8 +118,19 @@ class Proxy:
     async def refuse(self) -> None:
         """Refuse new connections; open ones stay."""
         self._refusing = True
-        if self._server is not None:
-            self._server.close()
+        server = self._server
+        if server is None:
+            return
+        loop = asyncio.get_running_loop()
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+        # A connection that was accepted takes some turns of the loop to get here. If the server is
+        # closed meanwhile, it is never closed.
+        try:
+            for _ in range(_TURNS_TO_ACCEPT):
+                await asyncio.sleep(0)
+        finally:
+            server.close()
             self._server = None
 
     async def allow(self) -> None:
@@ -125,31 +138,33 @@ class Proxy:
         if self._server is None:
             await self.start()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # At once and not in a task, which could be cancelled before it knows of the connection.
+        link = _ProxiedConnection(writer)
         if self._refusing:
             # It was established before, and is accepted only now.
-            _ProxiedConnection(writer).reset()
-            return
-        self._tasks.append(task)
-        self.accepted += 1
-        link = _ProxiedConnection(writer)
-        self._proxied.append(link)
-        try:
-            await self._open.wait()
-            server_reader, server_writer = await asyncio.open_connection(*self._target)
-            link.server = server_writer
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, server_writer, link, "on_client_bytes"))
-                group.create_task(self._pump(server_reader, writer, link, "on_server_bytes"))
-        except (OSError, ExceptionGroup, asyncio.CancelledError):
-            # The client sees the reset that follows.
-            pass
-        finally:
             link.reset()
-            self._proxied.remove(link)
-            self._tasks.remove(task)
+            return
+        self.accepted += 1
+        self._proxied.append(link)
+        task = asyncio.get_running_loop().create_task(self._pass_on(reader, link))
+        self._tasks.append(task)
+        task.add_done_callback(functools.partial(self._ended, link))
+
+    def _ended(self, link: _ProxiedConnection, task: asyncio.Task[None]) -> None:
+        # The client sees the reset, whatever has ended the connection.
+        link.reset()
+        self._proxied.remove(link)
+        self._tasks.remove(task)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, link: _ProxiedConnection) -> None:
+        with contextlib.suppress(OSError, ExceptionGroup, asyncio.CancelledError):
+            await self._open.wait()
+            server_reader, server = await asyncio.open_connection(*self._target)
+            link.server = server
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, server, link, "on_client_bytes"))
+                group.create_task(self._pump(server_reader, link.client, link, "on_server_bytes"))
 
     async def _pump(
         self,

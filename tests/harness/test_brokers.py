@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -121,6 +122,20 @@ async def test_proxy_hooks_see_and_change_bytes() -> None:
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"HELLO"
         writer.close()
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_proxy_leaves_no_connection_open_that_it_is_just_accepting(turns: int) -> None:
+    async def close_meanwhile() -> None:
+        async with Proxy("127.0.0.1", 1) as proxy:
+            with socket.create_connection((proxy.host, proxy.port)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await proxy.close()
+
+    asyncio.run(close_meanwhile())
+    # What is left open would warn, which is an error here.
+    gc.collect()
 
 
 @pytest.mark.mosquitto
