@@ -23,9 +23,9 @@ from ..handling._dead_letter_store import DeadLetterLimit
 from ..hosting._actor_observer import Observer
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._application_settings import Settings
-from ..hosting._gather import wait_for_each
 from ..hosting._lane import Lane
 from ..hosting._resource_manager import ResourceManager
+from ..hosting._waiting_for_tasks import wait_for_each
 from ..hosting._watchdog import Watchdog
 from ..messaging._bus_connection import BusConnection
 from ..messaging._logged_fields import make_records_with_fields

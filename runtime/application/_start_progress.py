@@ -8,8 +8,8 @@ from typing import Any
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError
-from ..hosting._gather import wait_for_all
 from ..hosting._lane import Lane
+from ..hosting._waiting_for_tasks import wait_for_all
 from ..messaging._bus_connection import BusConnection
 from ..registration._specs import Spec
 from ..routing._router import Router

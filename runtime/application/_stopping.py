@@ -16,8 +16,8 @@ from ...transports import Identity
 from ..diagnostics._stop_report import StoppedActor, StopReport
 from ..diagnostics._unclean_stop import GivenUp
 from ..hosting._actor_runner import ActorRunner
-from ..hosting._gather import wait_for_each, wait_until
 from ..hosting._resource_manager import ResourceManager
+from ..hosting._waiting_for_tasks import wait_for_each, wait_until
 from ..messaging._bus_connection import BusConnection
 from ..messaging._middleware import Middleware
 from ..options._resources import LEAST_FOR_RESOURCES

@@ -20,9 +20,9 @@ from ..routing._router import Router
 from ..routing._subscriptions import RuntimeSubscription
 from ._actor_observer import Observer
 from ._application_settings import Settings
-from ._gather import wait_for_each
 from ._lane import Lane
 from ._producer import CallSource
+from ._waiting_for_tasks import wait_for_each
 
 if TYPE_CHECKING:
     from ..metrics._measurements import Measurements

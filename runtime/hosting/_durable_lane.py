@@ -14,7 +14,7 @@ from ..messaging._turn import Effects, Turn, current_turn
 from ..options._option_checks import check_name
 from ..payloads._codec import encode
 from ..registration._reminder_handlers import ANY_REMINDER
-from ._kept_states import KeptStates
+from ._durable_records import DurableRecords
 from ._keyed_lane import STATE, KeyedLane
 from ._keyed_mailbox import UNSET, KeyCell
 from ._timers import ScheduledCall
@@ -50,7 +50,7 @@ class DurableLane(KeyedLane, abc.ABC):
 
     def __init__(self, runner: ActorRunner, host: KeyedHost, number: int) -> None:
         super().__init__(runner, host, number)
-        self.kept = KeptStates(runner, host, self.log)
+        self.kept = DurableRecords(runner, host, self.log)
 
     def _makes_at_once(self, cell: KeyCell) -> bool:
         # The state has to be loaded, in an attempt at the message.

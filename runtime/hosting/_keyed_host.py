@@ -15,6 +15,7 @@ from ...actors import BURST, RestartPolicy
 from ...transports import Delivery, DeliveryState, Envelope
 from ..messaging._request_deadlocks import CHAIN_HEADER
 from ..routing._router import Router
+from ._key_eviction import KeyEviction
 from ._keyed_lane import LEAVE, STATE, WAKE, WORK, KeyedLane
 from ._keyed_mailbox import UNSET, KeyCell, KeyedMailbox, KeyStage
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["HostState", "KeyedHost"]
 
 _LONGEST_NAME = 48
-_LOOK_AGAIN = 1.0
 _MANY_KEYS = 1_000_000
 _MANY_UNSETTLED = 1_000
 _IDLE = KeyStage.IDLE
@@ -107,13 +107,12 @@ class KeyedHost:
         self._loop = asyncio.get_running_loop()
         self.making_timers: threading.Lock = threading.Lock()
         self._spawned_with: tuple[RestartPolicy, Mapping[str, Any]] | None = None
-        # The cells at rest, least recently used first, with loop times; only if some may go.
-        self._resting: dict[KeyCell, float] | None = None
+        # Only if some may go.
+        self._eviction: KeyEviction | None = None
         if options.most_hot is not None or options.longest_idle is not None:
-            self._resting = {}
+            self._eviction = KeyEviction(self)
         # Those whose states are about to go.
         self._leaving: dict[KeyCell, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
         self._look_at_tenures: asyncio.Handle | None = None
         # In the order in which they were handled: a cell at rest keeps no message alive.
         self._unsettled: deque[tuple[KeyCell, Delivery]] = deque()
@@ -195,6 +194,11 @@ class KeyedHost:
     def keys(self) -> int:
         """How many keys have a cell."""
         return len(self.mailbox.cells)
+
+    @property
+    def hot_keys(self) -> int:
+        """How many of them have a state that is not about to go."""
+        return self.keys - len(self._leaving)
 
     @property
     def trouble(self) -> str | None:
@@ -308,8 +312,8 @@ class KeyedHost:
             self.mailbox.forget(cell)
         elif self.state is _STOPPING:
             self._say_goodbye(cell)
-        elif self._resting is not None:
-            self._rests(cell)
+        elif self._eviction is not None:
+            self._eviction.rests(cell)
 
     def note_unsettled(self, cell: KeyCell, delivery: Delivery) -> None:
         """Note a message that was handled, and is settled later."""
@@ -436,8 +440,8 @@ class KeyedHost:
         """Make no more lanes, and let go of each key once nothing waits in it."""
         if self.state is _STOPPING:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._eviction is not None:
+            self._eviction.stop()
         self.resume()
         # While lanes can be made: otherwise one lane might have to call `on_passivate` of all.
         for cell in tuple(self.mailbox.cells.values()):
@@ -516,8 +520,8 @@ class KeyedHost:
     def forget(self, cell: KeyCell) -> None:
         """Forget the state of a key, and the key unless something waits in it."""
         cell.reset()
-        if self._resting is not None:
-            self._resting.pop(cell, None)
+        if self._eviction is not None:
+            self._eviction.forget(cell)
         if cell.stage is _IDLE:
             self.mailbox.forget(cell)
         self.lanes[0].stats["keys.forgotten"] += 1
@@ -535,58 +539,6 @@ class KeyedHost:
         if self._left and cell in self._left:
             del self._left[cell]
             cell.reset()
-
-    def _rests(self, cell: KeyCell) -> None:
-        resting = self._resting
-        assert resting is not None
-        resting.pop(cell, None)
-        resting[cell] = self._loop.time()
-        hot = self.options.most_hot
-        if hot is not None:
-            self._make_room(hot)
-        if self.options.longest_idle is not None and self._timer is None:
-            self._timer = self._loop.call_later(self.options.longest_idle, self._look)
-
-    def _make_room(self, hot: int) -> None:
-        resting = self._resting
-        assert resting is not None
-        surplus = self.keys - len(self._leaving) - hot
-        if surplus <= 0:
-            return
-        now = self._loop.time()
-        for cell in _first(resting, surplus):
-            self._let_go_if_settled(resting, cell, now)
-        if self.keys - len(self._leaving) > hot and resting and self._timer is None:
-            self._timer = self._loop.call_later(_LOOK_AGAIN, self._look)
-
-    def _look(self) -> None:
-        """Let go of what has rested for long enough, or is too much."""
-        self._timer = None
-        resting, idle, hot = self._resting, self.options.longest_idle, self.options.most_hot
-        assert resting is not None
-        now = self._loop.time()
-        if idle is not None:
-            for cell, since in tuple(resting.items()):
-                if since + idle > now:
-                    break
-                self._let_go_if_settled(resting, cell, now)
-        if hot is not None:
-            self._make_room(hot)
-        if idle is not None and resting and self._timer is None:
-            first = next(iter(resting.values()))
-            self._timer = self._loop.call_at(first + idle, self._look)
-
-    def _let_go_if_settled(self, resting: dict[KeyCell, float], cell: KeyCell, now: float) -> None:
-        del resting[cell]
-        if self.is_at_rest(cell):
-            self.let_go(cell)
-        elif cell.stage is _IDLE:
-            # Not settled yet: its turn comes again.
-            resting[cell] = now
-
-
-def _first(resting: Mapping[KeyCell, float], number: int) -> list[KeyCell]:
-    return [cell for cell, _ in zip(resting, range(number), strict=False)]
 
 
 def _printable(key: str) -> str:

@@ -14,10 +14,10 @@ from ..processes._code_pickling import pack
 from ..registration._message_keys import lane_of
 from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
-from ._gather import wait_for_each
 from ._lane import Lane
 from ._message_source import WorkSource, mailbox_of, processor_of
 from ._process_worker import ProcessState, ProcessWorker
+from ._waiting_for_tasks import wait_for_each
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner

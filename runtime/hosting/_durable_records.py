@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
     from ._keyed_host import KeyedHost
 
-__all__ = ["KeptStates"]
+__all__ = ["DurableRecords"]
 
 _MOST_STATE = 900_000
 _LARGE_STATE = 100_000
 _MOST_REMINDERS = 1_000
 
 
-class KeptStates:
+class DurableRecords:
     """Reads what is kept of the keys of one actor, and makes what is to be kept next.
 
     Args:

@@ -1,4 +1,4 @@
-"""Gathering: waiting for several things at once, while starting and while stopping."""
+"""Waiting for several tasks at once, while starting and while stopping."""
 
 from __future__ import annotations
 
