@@ -50,6 +50,7 @@ EXPECTED = {
         "new has driven 75 km",
         "old: 3 km\nold has driven 3 km",
     ],
+    "joined_topics": ["order 7: bolt for 20.0 euros\norder 8: nut for 30.0 euros\n"],
     "durable_outbox": ["100 readings have arrived, the last with 29.9 °C"],
     "middleware": [
         "north: nut for 0.75\n",
