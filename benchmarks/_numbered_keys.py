@@ -38,7 +38,8 @@ _LETTERS = f"_spa.dead-letter.{_APPLICATION}"
 _TWICE, _RINGING, _BRIEF = 0.03, 0.1, 0.1
 _RINGS_OF_A_KEY = 10
 _BRIEF_KEYS = 40
-_TTL = 3.0
+# A state may be seen later than that by as much as a process is frozen meanwhile.
+_TTL, _LATE = 3.0, 9.0
 
 
 class Takeovers:
@@ -437,6 +438,8 @@ class KafkaSide(Side):
             for place, n, now in seen:
                 if n not in (0, before) or (before and not n and now < at + _TTL):
                     found.append(f"key {key}: {n} at {now} after {before} at {at}, message {place}")
+                elif before and n and now > at + _TTL + _LATE:
+                    found.append(f"key {key}: {n} at {now}, as at {at}: it has not expired")
                 before, at = n + 1, now
         if not self.expired:
             found.append(f"not deleted: {[key for key, there in self._kept.items() if there]}")

@@ -45,12 +45,18 @@ _FREEZES, _STOPS, _JOINS, _BROKER = 0.3, 0.25, 0.2, 0.05
 _MOST_REPLAYS, _KILLS_IN_REPLAYS = 20, 3
 # How many of those that are killed begin on a new disk.
 _DISKS = 0.2
+# What the subject can leave out, so that it is seen that a run finds that.
+_BREAKABLE = ("dedupe", "exactly-once", "expiry", "early-expiry", "late-expiry")
 _PROPERTIES = {
     # So that the changelog is compacted while it is used.
     "log.cleaner.backoff.ms": "500",
     "log.cleaner.min.cleanable.ratio": "0.01",
     "log.roll.ms": "5000",
 }
+
+
+class _Wrong(SystemExit):
+    """Something has come out that must not."""
 
 
 class Member:
@@ -60,14 +66,21 @@ class Member:
         number: of the instance.
         pid: of its process; 0 if there is none.
         busy: whether something is being done to it.
+
+    Args:
+        number: of the instance.
+        side: the broker.
+        folder: where it keeps states, and says what it does.
+        broken: what it leaves out on purpose; nothing if it is empty.
     """
 
-    def __init__(self, number: int, side: Side, folder: Path) -> None:
+    def __init__(self, number: int, side: Side, folder: Path, broken: str) -> None:
         self.number = number
         self.pid = 0
         self.busy = False
         self._side = side
         self._folder = folder
+        self._broken = broken
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -77,6 +90,7 @@ class Member:
             "SOAK_BUS": self._side.bus,
             "SOAK_SERVER": self._side.server,
             "SOAK_FOLDER": str(self._folder),
+            "SOAK_BROKEN": self._broken,
             "SPA_DAT_INSTANCE": str(self.number),
         }
         with (self._folder / f"log-{self.number}").open("ab") as log:
@@ -293,10 +307,12 @@ class Strikes:
             task.cancel()
 
 
-async def _soak(side: Side, messages: int, kills: int, rng: random.Random, folder: Path) -> bool:
+async def _soak(
+    side: Side, messages: int, kills: int, rng: random.Random, folder: Path, broken: str
+) -> bool:
     (folder / "told").touch()
     count = _MEMBERS + 1 if side.bus == "kafka" else 1
-    members = [Member(number, side, folder) for number in range(count)]
+    members = [Member(number, side, folder, broken) for number in range(count)]
     strikes = Strikes(side, members, rng, kills)
     share = messages // (len(strikes.plan) + 1)
     began = time.monotonic()
@@ -370,7 +386,7 @@ async def _replay(side: KafkaSide, strikes: Strikes, rng: random.Random, folder:
     """Have all dead letters replayed, while members are killed, until only the unreadable stay."""
     stored = await side.letters()
     if stored != Counter(side.poison):
-        raise SystemExit(f"soak: dead letters {stored} instead of {Counter(side.poison)}")
+        raise _Wrong(f"soak: dead letters {stored} instead of {Counter(side.poison)}")
     (folder / "mended").touch()
     unreadable = side.mend()
     for number in range(_MOST_REPLAYS):
@@ -386,8 +402,10 @@ async def _replay(side: KafkaSide, strikes: Strikes, rng: random.Random, folder:
         if left <= unreadable and number >= _KILLS_IN_REPLAYS:
             break
     if left != unreadable:
-        raise SystemExit(f"soak: {left} dead letters are left instead of {unreadable}")
-    await strikes.until("all states have expired", lambda: side.expired, _PATIENCE)
+        raise _Wrong(f"soak: {left} dead letters are left instead of {unreadable}")
+    # What is left after that is found to be wrong.
+    with contextlib.suppress(SystemExit):
+        await strikes.until("all states have expired", lambda: side.expired, _PATIENCE)
 
 
 async def _command(what: str, *arguments: str) -> str:
@@ -434,9 +452,18 @@ def main() -> None:
     parser.add_argument("--poison", type=float, default=0.005, help="which part; 0.005")
     parser.add_argument("--seed", type=int, help="of the random choices; a new one")
     parser.add_argument("--keep", type=Path, help="where logs and states are left; a new folder")
+    parser.add_argument(
+        "--break",
+        dest="broken",
+        choices=_BREAKABLE,
+        default="",
+        help="what is left out on purpose, on Kafka; a run that does not find it has failed",
+    )
     told = parser.parse_args()
     if told.kills < 1 or told.keys < 1 or told.messages < told.kills * 4:
         parser.error("give 1 key and 1 kill at least, and 4 messages for each kill")
+    if told.broken and told.bus != "kafka":
+        parser.error("--break goes with --bus kafka")
     # Leaves the contexts that end the brokers and the application.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # Brokers that are away are part of it.
@@ -449,19 +476,25 @@ def main() -> None:
         rng = random.Random(seed)
         with tempfile.TemporaryDirectory(prefix="soak-") as made:
             folder = Path(made)
-            good = False
+            # None if it has not come to a verdict.
+            good: bool | None = None
             with _side(bus, rng, told.keys, told.poison) as side:
                 try:
-                    good = asyncio.run(_soak(side, told.messages, told.kills, rng, folder))
+                    good = asyncio.run(
+                        _soak(side, told.messages, told.kills, rng, folder, told.broken)
+                    )
                 except SystemExit as error:
                     print(error)
+                    good = False if isinstance(error, _Wrong) else None
                 finally:
                     if told.keep is not None:
                         shutil.copytree(folder, told.keep / f"{bus}-{seed}", dirs_exist_ok=True)
-                    if not good:
+                    if not good and (good is None or not told.broken):
                         for log in sorted(folder.glob("log-*")):
                             print(f"{log.name}:\n{log.read_text(errors='replace')[-5_000:]}")
-            done = done and good
+            if told.broken:
+                print({False: "found", True: "not found", None: "no verdict"}[good])
+            done = done and good is not bool(told.broken) and good is not None
     if not done:
         raise SystemExit(1)
 

@@ -1,7 +1,8 @@
 """The application that `benchmarks.soak_keys` kills: it numbers the messages of each key.
 
 ``SOAK_BUS`` is ``kafka`` or ``mqtt``, ``SOAK_SERVER`` the broker, ``SOAK_FOLDER`` where it keeps
-states and says that it has started, ``SPA_DAT_INSTANCE`` which of several it is.
+states and says that it has started, ``SPA_DAT_INSTANCE`` which of several it is, and
+``SOAK_BROKEN`` what it leaves out, as one of the mistakes that have to be found.
 
 What a message asks for besides: ``look`` is answered without a change, ``reject`` and ``spoil``
 cannot be handled until there is a file ``mended``, and ``ring0`` to ``ring9`` set a reminder of
@@ -37,12 +38,14 @@ from spa_dat.transports.kafka.consuming import _changelog, _units
 _FAILS, _WAITS = 0.01, 0.02
 _LONG = 0.05
 _DEDUPE, _TTL = 100, 3.0
+_TTLS = {"expiry": None, "early-expiry": _TTL / 3, "late-expiry": 10 * _TTL}
 _RINGS = [f"ring{number}" for number in range(10)]
 _RING_WITHIN = 4.0
 # Brokers are away for long on a busy machine.
 _PATIENCE, _START_PATIENCE = 60.0, 300.0
 
 on_kafka = os.environ["SOAK_BUS"] == "kafka"
+broken = os.environ["SOAK_BROKEN"]
 server, folder = os.environ["SOAK_SERVER"], Path(os.environ["SOAK_FOLDER"])
 # For whoever finds it hanging.
 faulthandler.register(signal.SIGUSR1, chain=False)
@@ -103,9 +106,9 @@ class Count:
     "numbers/{key}",
     per="key",
     state=Count,
-    durable=Durable(dedupe=_DEDUPE if on_kafka else None),
+    durable=Durable(dedupe=_DEDUPE if on_kafka and broken != "dedupe" else None),
     retry=RetryPolicy(attempts=100, first=0.01),
-    exactly_once=on_kafka,
+    exactly_once=on_kafka and broken != "exactly-once",
 )
 async def count(
     payload: Numbered, key: str, state: Count, socket: Socket, context: Context
@@ -153,7 +156,7 @@ if on_kafka:
         "briefs/{key}",
         per="key",
         state=Brief,
-        durable=Durable(ttl=_TTL),
+        durable=Durable(ttl=_TTLS.get(broken, _TTL)),
         retry=RetryPolicy(attempts=100, first=0.01),
         exactly_once=True,
     )
