@@ -27,7 +27,7 @@ from ._contract import Bus, SocketProvider, Surroundings
 from ._delegating_bus import DelegatingBus
 from ._envelope import REPLY_HEADER, Envelope
 from ._outbox import on_outcome, payload_too_large, size_of
-from ._outbox_file import OUTBOX_FILE, Row, Rows, RowStatus, Unreadable, row_of
+from ._outbox_file import OUTBOX_FILE, Row, Rows, RowStatus, Unreadable, is_wanted, row_of
 from ._outbox_options import OutboxFile
 from ._sqlite_file import SqliteFile, file_name
 
@@ -192,6 +192,7 @@ class DurableOutbox(DelegatingBus):
             raise _closed(envelope)
         recorded: asyncio.Future[None] = self._loop.create_future()
         row = self._accepted(envelope, recorded)
+        row.awaited = True
         self._enter(row)
         self._unwritten.append(row)
         self._work.set()
@@ -250,10 +251,10 @@ class DurableOutbox(DelegatingBus):
         self._thread.shutdown(wait=False)
         if self._opened is not None:
             self._opened.close()
-        for row in (*self._writing, *self._unwritten, *self._syncing, *self._unsynced):
-            if row.recorded is not None and not row.recorded.done():
-                row.recorded.set_exception(_closed(row.envelope))
-                row.recorded.exception()
+        for row in self._unwritten:
+            _end(row, _closed(row.envelope))
+        for row in (*self._writing, *self._syncing, *self._unsynced):
+            _end(row, self._unknown(row, "before the application ended"))
         self._wake()
 
     # Into the file.
@@ -324,15 +325,16 @@ class DurableOutbox(DelegatingBus):
         return full
 
     def _out_of_time(self, row: Row, timeout: float) -> None:
-        if row.recorded is not None and not row.recorded.done():
-            row.recorded.set_exception(
-                not_outage(
-                    PublishUnknown(
-                        f"publish to {row.envelope.topic!r} was not written to {self._file}"
-                        f" within {timeout:g} s; it may be sent all the same"
-                    )
-                )
+        _end(row, self._unknown(row, f"within {timeout:g} s"))
+
+    def _unknown(self, row: Row, when: str) -> PublishUnknown:
+        """Return the error for a message that may be in the file, or come there."""
+        return not_outage(
+            PublishUnknown(
+                f"it is not known whether the publish to {row.envelope.topic!r} was written to"
+                f" {self._file} {when}; it may be sent all the same"
             )
+        )
 
     async def _run(self) -> None:
         """Have the thread write, again and again, whatever there is."""
@@ -361,7 +363,8 @@ class DurableOutbox(DelegatingBus):
         assert rows is not None
         taken = min(len(self._unwritten), _LARGEST_TRANSACTION)
         writing = self._writing = [self._unwritten.popleft() for _ in range(taken)]
-        unsynced = self._syncing = self._unsynced
+        # Some may be with the broker by now.
+        unsynced = self._syncing = [row for row in self._unsynced if is_wanted(row)]
         self._unsynced = []
         gone, self._gone = self._gone[:5_000], self._gone[5_000:]
         problems = await self._loop.run_in_executor(
@@ -385,23 +388,28 @@ class DurableOutbox(DelegatingBus):
             else:
                 row.status = RowStatus.FAILED
                 self._leave(row)
-        for row in (*writing, *unsynced):
-            error = not_added if row.status is RowStatus.FAILED else not_synced
-            if row.recorded is None or row.recorded.done():
-                continue
-            if error is None:
+        for row in filter(is_wanted, (*unsynced, *writing)):
+            assert row.recorded is not None
+            if row.status is RowStatus.FAILED:
+                assert not_added is not None
+                row.recorded.set_exception(self._not_written(row, not_added))
+            elif not_synced is None:
                 row.recorded.set_result(None)
-            elif row.status is RowStatus.FAILED:
-                row.recorded.set_exception(self._not_written(row, error))
+            elif row.awaited:
+                row.recorded.set_exception(self._not_synced(not_synced))
             else:
-                row.recorded.set_exception(
-                    not_outage(
-                        PublishUnknown(
-                            f"{self._file} cannot be synchronised with its disk: {error}"
-                        )
-                    )
-                )
-        return not_removed is None
+                # The message that it follows from is not acknowledged before it is safe, here or
+                # with the broker.
+                self._unsynced.append(row)
+        if not_synced is not None:
+            self._retry_later()
+        return not_removed is None and not_synced is None
+
+    def _not_synced(self, error: Exception) -> PublishUnknown:
+        unknown = PublishUnknown(f"{self._file} cannot be {_SYNCHRONISED}: {error}")
+        # A handler does not fail over it, but is called again until it can be.
+        unknown.outage = True
+        return unknown
 
     def _note(self, what: str, error: Exception | None) -> None:
         """Note how something that was done with the file has ended."""
@@ -495,6 +503,10 @@ class DurableOutbox(DelegatingBus):
         self._forget(row)
 
     def _forget(self, row: Row) -> None:
+        if is_wanted(row):
+            # What the broker has need not be in the file.
+            assert row.recorded is not None
+            row.recorded.set_result(None)
         self._gone.append(row.n)
         self._leave(row)
         # What is sent and not removed comes twice if the program ends now, but each transaction
@@ -587,6 +599,9 @@ def _written(
         not_added = _problem(partial(rows.add, adding))
     if sync:
         not_synced = _problem(rows.sync)
+    elif removing:
+        # While what was left is sent, and nothing else published, nobody else keeps the log short.
+        not_removed = not_removed or _problem(rows.tidy)
     return not_removed, not_added, not_synced
 
 
@@ -596,6 +611,15 @@ def _problem(work: Callable[[], None]) -> Exception | None:
     except (sqlite3.Error, OSError) as error:
         return error
     return None
+
+
+def _end(row: Row, error: TransportError) -> None:
+    """Tell an error to whoever waits for a message."""
+    if is_wanted(row):
+        assert row.recorded is not None
+        row.recorded.set_exception(error)
+        # Whoever waited may be gone.
+        row.recorded.exception()
 
 
 def _closed(envelope: Envelope) -> PublishNotSent:

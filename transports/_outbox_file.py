@@ -19,7 +19,16 @@ from ._outbox import size_of
 from ._sqlite_file import SqliteFile
 from ._stored_envelopes import UNREADABLE, stored_fields
 
-__all__ = ["OUTBOX_FILE", "Row", "RowStatus", "Rows", "Unreadable", "messages_in", "row_of"]
+__all__ = [
+    "OUTBOX_FILE",
+    "Row",
+    "RowStatus",
+    "Rows",
+    "Unreadable",
+    "is_wanted",
+    "messages_in",
+    "row_of",
+]
 
 OUTBOX_FILE = "the outbox file"
 
@@ -53,9 +62,10 @@ class Row:
         size: as the outbox counts it.
         status: see `RowStatus`.
         recorded: done when it would survive a loss of power; None for messages from the file.
+        awaited: whether somebody waits for that, and can be told what is wrong.
     """
 
-    __slots__ = ("envelope", "expires", "n", "recorded", "size", "status")
+    __slots__ = ("awaited", "envelope", "expires", "n", "recorded", "size", "status")
 
     def __init__(
         self,
@@ -71,6 +81,7 @@ class Row:
         self.size = size
         self.status = RowStatus.UNWRITTEN if recorded is not None else RowStatus.WRITTEN
         self.recorded = recorded
+        self.awaited = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +148,10 @@ class Rows:
         """Wait until all of it would survive a loss of power; raises OSError, sqlite3.Error."""
         self._file.sync()
 
+    def tidy(self) -> None:
+        """Keep the log of the file short, without `sync`; raises OSError."""
+        self._file.tidy()
+
     def read(self, after: int, upto: int, most: int, most_bytes: int) -> list[Row | Unreadable]:
         """Return the messages at the next places, in order: so many, or so many bytes.
 
@@ -153,7 +168,8 @@ class Rows:
                 (after, upto, most),
             ):
                 found.append(row)
-                size += len(row[3])
+                # What is in a damaged file may be of any type.
+                size += len(row[3]) if isinstance(row[3], bytes | str) else 0
                 if size >= most_bytes:
                     break
 
@@ -183,7 +199,6 @@ def messages_in(path: Path) -> int | None:
 
 
 def _read(n: int, expires: Any, size: Any, message: Any) -> Row | Unreadable:
-    # What is in a damaged file may be of any type.
     counted = size if isinstance(size, int) else 0
     try:
         envelope = _DECODER.decode(message)
@@ -192,6 +207,11 @@ def _read(n: int, expires: Any, size: Any, message: Any) -> Row | Unreadable:
     except (*UNREADABLE, TypeError) as error:
         return Unreadable(n, counted, str(error))
     return Row(n, envelope, expires, size)
+
+
+def is_wanted(row: Row) -> bool:
+    """Return whether somebody is still to learn what becomes of a message."""
+    return row.recorded is not None and not row.recorded.done()
 
 
 def row_of(n: int, envelope: Envelope, now: float, recorded: Future[None]) -> Row:

@@ -5,6 +5,7 @@ away.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from spa_dat import DistributedApplication, Message, OutboxFile
+from spa_dat import DistributedApplication, Message, OutboxFile, Socket
 from spa_dat.testing import Kafka, Mosquitto
+from spa_dat.transports import _durable_outbox
+from spa_dat.transports._sqlite_file import SqliteFile
 from support import durable_publisher_path
 from support.kafka_bus import new_prefix
 from support.machine import examples
@@ -140,3 +143,40 @@ async def test_killed_publishers_lose_nothing_on_kafka(
 
     url = f"{broker.url}?prefix={new_prefix()}&create_topics=all&backoff_max=0.3&start_timeout=60"
     await lives(url, tmp_path, stop, broker.start, count=examples(2))
+
+
+@pytest.mark.mosquitto
+async def test_a_disk_that_fails_once_does_not_leave_an_actor_deaf(
+    mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not acknowledged keeps all that comes behind it from being received."""
+    monkeypatch.setattr(_durable_outbox, "_AGAIN", 0.01)
+    failures = 1
+    sync = SqliteFile.sync
+
+    def failing(file: SqliteFile) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.EIO, "the disk is away for a moment")
+        sync(file)
+
+    monkeypatch.setattr(SqliteFile, "sync", failing)
+    handled: list[int] = []
+    app = DistributedApplication(
+        mosquitto.url, name="once-deaf", outbox=OutboxFile(folder=tmp_path)
+    )
+
+    @app.application("once-deaf/in", name="relay", window=3)
+    async def relay(number: int, socket: Socket) -> None:
+        handled.append(number)
+        socket.post("once-deaf/out", number)
+
+    async with app, DistributedApplication(mosquitto.url) as sender:
+        for number in range(20):
+            await sender.socket().publish("once-deaf/in", number)
+        await eventually(lambda: len(handled) >= 20)
+        await eventually(lambda: app.healthy)
+    assert not failures
+    assert handled == list(range(20))
+    assert app.stats["posts.unconfirmed"] == 0
