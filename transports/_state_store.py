@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from ._envelope import Envelope
+from ._envelope import DEFAULT_TYPE, Envelope
 
 __all__ = [
     "MOST_HANDLED",
@@ -184,8 +184,10 @@ def identity_of(
     # A key may have what no text in UTF-8 can have.
     parts = (actor, key.encode("utf-8", "surrogatepass"), sender, identifier)
     name = hashlib.sha256(_encode(parts)).digest()[:16]
+    # As in its dead letter, which has a type in any case, and may be handled in its place.
+    kind = envelope.type or DEFAULT_TYPE
     content = hashlib.sha256(
-        _encode((envelope.topic, envelope.type, envelope.content_type, len(envelope.payload)))
+        _encode((envelope.topic, kind, envelope.content_type, len(envelope.payload)))
     )
     content.update(envelope.payload)
     return MessageIdentity(name, content.digest()[:16])

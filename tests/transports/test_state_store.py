@@ -16,7 +16,7 @@ import pytest
 
 from spa_dat.errors import ConfigurationError, StateLost, StateNotWritten
 from spa_dat.harness.world._memory_states import MemoryStates
-from spa_dat.transports import Envelope, _sqlite_file
+from spa_dat.transports import DEFAULT_TYPE, Envelope, _sqlite_file
 from spa_dat.transports._sqlite_states import SqliteStates
 from spa_dat.transports._state_store import (
     SECONDS_HANDLED,
@@ -161,6 +161,12 @@ def test_what_tells_messages_with_one_id_apart(field: str, value: Any) -> None:
     assert identity_of("a", "k", message) == identity_of("a", "k", message)
     assert identity_of("a", "k", message) != identity_of("a", "k", other)
     assert identity_of("a", "k", message) != identity_of("a", "l\ud800", message)
+
+
+def test_no_type_is_the_type_that_its_dead_letter_has() -> None:
+    message = Envelope(topic="t", payload=b"x", id="1")
+    typed = msgspec.structs.replace(message, type=DEFAULT_TYPE)
+    assert identity_of("a", "k", message) == identity_of("a", "k", typed)
 
 
 @pytest.mark.repository

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from spa_dat import (
     Context,
@@ -24,9 +25,11 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError
 from spa_dat.harness.world._memory_states import MemoryStates
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.states import StateStore
 from spa_dat.testing import Faults, Harness, Kafka
-from support.kafka_bus import create, new_prefix
+from spa_dat.transports._sqlite_states import SqliteStates
+from support.kafka_bus import create, new_prefix, read
 from support.kafka_copies import Copies
 from support.kafka_ledger import Numbers, Process, seeded
 from support.kafka_states import cluster_of
@@ -206,6 +209,38 @@ async def test_states_are_in_a_database_beside_a_cluster(kafka: Kafka, postgres:
     (stored,) = store.load("work", ["a"]).values()
     store.close()
     assert stored.value.endswith(b'{"n":2}')
+
+
+@pytest.mark.kafka
+async def test_a_record_of_another_program_counts_once_when_its_dead_letter_is_replayed(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    """It has no id and no type, and what it leads to cannot be published at first."""
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}work")
+    config = KafkaConfig(kafka.server, prefix=prefix, topics=TOPICS)
+    app = DistributedApplication(config, name="app")
+    kept = Durable(store=lambda name: SqliteStates(tmp_path / name))
+
+    @app.application(
+        "work/{key}", per="key", state=Count, durable=kept, retry=RetryPolicy(attempts=1)
+    )
+    async def work(payload: bytes, key: str, state: Count, socket: Socket) -> None:
+        state.n += 1
+        await socket.publish(f"done/{key}", state.n)
+
+    async with app:
+        async with AIOKafkaProducer(bootstrap_servers=kafka.server) as stranger:
+            await stranger.send_and_wait(f"{prefix}work", b"x", key=b"a")
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+        await create(kafka.server, f"{prefix}done")
+        run = runs_of(app).current
+        assert run is not None
+        (letter,) = [letter async for _, letter in run.dead_letters.search.stored()]
+        assert (await run.dead_letters.replay(letter.name)).outcome == "handled"
+        assert await app.peek("work", "a") == Count(1)
+        assert app.stats["messages.known"] == 1
+    assert [record.value for record in await read(kafka.server, f"{prefix}done", 1)] == [b"1"]
 
 
 @pytest.mark.kafka

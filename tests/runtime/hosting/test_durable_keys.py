@@ -243,6 +243,34 @@ async def test_what_the_bus_has_refused_is_sent_when_the_dead_letter_is_replayed
                 await eventually(lambda: got == [("a", 1)])
 
 
+async def test_a_message_without_a_type_is_known_when_its_dead_letter_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[Any] = []
+    is_refused = True
+    post = MemoryBus.post
+
+    def refusing(bus: MemoryBus, envelope: Envelope) -> asyncio.Future[None]:
+        if envelope.topic == "done/a" and is_refused:
+            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(PublishRefused("not authorised"))
+            return refused
+        return post(bus, envelope)
+
+    monkeypatch.setattr(MemoryBus, "post", refusing)
+    app = application(tmp_path, got)
+    async with app:
+        bus = app._runs.current.connections[0].bus  # type: ignore[union-attr]
+        # As other programs publish, which know nothing of CloudEvents.
+        await bus.publish(Envelope(topic="work/a", payload=b"1", id="x"), timeout=10)
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+        is_refused = False
+        assert await replayed(app) == ["handled"]
+        await eventually(lambda: got)
+        assert await app.peek("Work", "a") == Count(1)
+    assert got == [("a", 1)]
+
+
 async def test_one_id_for_messages_of_several_keys_and_senders_hides_none_of_them(
     tmp_path: Path,
 ) -> None:
