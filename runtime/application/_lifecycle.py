@@ -31,7 +31,7 @@ from ..messaging._bus_connection import BusConnection
 from ..messaging._logged_fields import make_records_with_fields
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
-from ..options._resources import RequiredResources, Resource
+from ..options._resources import LEAST_FOR_RESOURCES, RequiredResources, Resource
 from ..registration._specs import Spec
 from ..routing._routed_deliveries import Route
 from ..routing._router import Router
@@ -602,7 +602,8 @@ class Run:
                 await self._dead_letters.close()
             await wait_for_each(self._leaving.values())
             if self.durable_states is not None:
-                await self.durable_states.close()
+                left = max(deadline - self._loop.time(), LEAST_FOR_RESOURCES)
+                await self.durable_states.close(left, self._given_up)
             await close(self.connections, self._resource_manager, self.reason.failure, deadline)
             await tell_middleware(self.settings.middleware)
             self._given_up.posts(connection.lost_posts for connection in self._buses)

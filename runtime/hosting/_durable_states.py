@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from ..._environment import Environment
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import describe, quoted
+from ...actors import ThreadWorker
 from ...errors import (
     ActorStopped,
     OutboxFull,
@@ -30,6 +32,8 @@ from ...transports._state_store import (
     StateStore,
     StoredKey,
 )
+from ..diagnostics._stacks import frames_of_thread, place
+from ..diagnostics._unclean_stop import GivenUp
 from ..messaging._bus_connection import BusConnection
 from ._committed_messages import CommittedMessages, SentOutputs, left_of
 
@@ -43,6 +47,10 @@ _MOST_IN_A_COMMIT = 1_000
 _TRIED_WITHIN = 60.0
 # Seconds after which something that the bus had no room for is tried again.
 _AGAIN = 0.1
+# Seconds for which a store may be at work without being in trouble.
+_LONG = 10.0
+# Seconds for which the end of an application waits for a store that it has given up.
+_PATIENCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +112,12 @@ class DurableStates:
         self._now = environment.now
         self._fatal = fatal
         self._loop = asyncio.get_running_loop()
-        self._thread = None if inline else ThreadPoolExecutor(1, "spa_dat states")
+        self._thread = None if inline else ThreadWorker("states")
         self._store: StateStore | None = None
+        self._closed = False
+        # Since when the store is at work, in loop time; None if it is not.
+        self._at_work_since: float | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self._questions: list[_Question] = []
         self._commits: deque[_Commit] = deque()
         self._committed = CommittedMessages()
@@ -119,6 +131,9 @@ class DurableStates:
     @property
     def trouble(self) -> str | None:
         """What states cannot be read or written for; None if they can, as far as is known."""
+        since = self._at_work_since
+        if since is not None and self._loop.time() >= since + _LONG:
+            return self._about_slowness(since)
         for failure, when in self._failures.values():
             # Who needs it tries again and again; without that nobody learns when it is over.
             if self._loop.time() < when + _TRIED_WITHIN:
@@ -134,8 +149,7 @@ class DurableStates:
         Raises:
             ConfigurationError: the store cannot be used; it is left as it is.
         """
-        store = await self._in_thread(self._open_store)
-        self._store = store
+        store = await self._in_thread(self._opened)
         unsent = await self._in_thread(store.unsent)
         for handled in unsent:
             connection = connections.get(handled.actor)
@@ -148,6 +162,14 @@ class DurableStates:
                 continue
             await self._send_left(handled, connection)
         await self._in_thread(lambda: store.trim(self._now()))
+
+    def _opened(self) -> StateStore:
+        # Whoever has asked for it may be gone when it is open.
+        store = self._store = self._open_store()
+        if self._closed:
+            # Nobody waits for it any more, and somebody else may.
+            store.close()
+        return store
 
     async def _send_left(self, handled: Handled, connection: BusConnection) -> None:
         outputs = self.outputs_of(handled, connection)
@@ -219,29 +241,59 @@ class DurableStates:
         """Note that nothing depends any more on a change that was made for no message."""
         self._committed.acknowledged.append(number)
 
-    async def close(self) -> None:
-        """Finish what is being committed, and release the store."""
-        while self._working is not None:
-            await asyncio.wait((self._working,))
-        store, self._store = self._store, None
-        if store is not None:
+    async def close(self, timeout: float, given_up: GivenUp) -> None:
+        """Finish what is being committed, and release the store; give it up after a time.
+
+        Args:
+            timeout: seconds.
+            given_up: is told if the store is still at work then.
+        """
+        until = self._loop.time() + timeout
+        working = self._working
+        while working is not None and await self._ended(working, until):
+            working = self._working
+        store = self._store
+        if store is not None and working is None:
+            self._store = None
             sent, acknowledged = self._committed.take()
-            await self._in_thread(lambda: _last(store, sent, acknowledged))
+            working = asyncio.ensure_future(
+                self._in_thread(lambda: _last(store, sent, acknowledged))
+            )
+            if await self._ended(working, until):
+                working = None
+        if working is not None:
+            given_up.thread("the store of states", self._place or "in code of its own")
+            # Nobody is left to look at it.
+            working.add_done_callback(lambda it: it.cancelled() or it.exception())
         self.abandon()
+
+    async def _ended(self, working: asyncio.Future[None], until: float) -> bool:
+        """Wait for something until a loop time; return whether it has ended."""
+        await asyncio.wait((working,), timeout=max(until - self._loop.time(), 0.0))
+        return working.done()
 
     def abandon(self) -> None:
         """Release it as it is."""
+        self._closed = True
+        if self._watching is not None:
+            self._watching.cancel()
         store, self._store = self._store, None
-        if store is not None:
-            store.close()
-        if self._thread is not None:
-            self._thread.shutdown(wait=False)
+        if self._thread is None:
+            if store is not None:
+                store.close()
+        elif store is None:
+            self._thread.abandon()
+        else:
+            # It may be at work in its thread, and has only one; and it may never be ready.
+            closed = threading.Event()
+            self._thread.abandon(partial(_close, store, closed))
+            closed.wait(_PATIENCE)
         self._refuse(ActorStopped("the application has ended, and keeps no more states"))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._thread is None:
             return work()
-        return await self._loop.run_in_executor(self._thread, work)
+        return await self._thread.run(work)
 
     def _go_on(self) -> None:
         if self._working is not None:
@@ -253,6 +305,8 @@ class DurableStates:
         self._working = asyncio.ensure_future(self._work(self._store))
 
     async def _work(self, store: StateStore) -> None:
+        questions: list[_Question] = []
+        commits: list[_Commit] = []
         try:
             # Whoever runs now may still have something for the same transaction.
             await asyncio.sleep(0)
@@ -263,8 +317,11 @@ class DurableStates:
                 await self._at_once(store, questions, commits)
         except BaseException as error:  # noqa: BLE001 (whoever waits has to learn of it)
             self._problem = error
+            self._questions[:0] = questions
+            self._commits.extendleft(reversed(commits))
             self._refuse(error)
-            self._fatal(error)
+            if not self._closed:
+                self._fatal(error)
         finally:
             self._working = None
 
@@ -291,7 +348,12 @@ class DurableStates:
                     numbers = _as_not_written(error)
             return [_answer(store, one.ask) for one in questions], numbers
 
-        answers, numbers = await self._in_thread(work)
+        self._at_work_since = self._loop.time()
+        self._watch_store()
+        try:
+            answers, numbers = await self._in_thread(work)
+        finally:
+            self._at_work_since = None
         if trim:
             self._trimmed = self._loop.time()
         self._note_failure("write", (numbers,) if changes or sent or acknowledged else ())
@@ -318,6 +380,28 @@ class DurableStates:
                 question.answer.set_result(answer)
         if isinstance(numbers, StateLost):
             raise numbers
+
+    @property
+    def _place(self) -> str | None:
+        """Where the store is in its thread."""
+        return None if self._thread is None else place(frames_of_thread(self._thread.ident))
+
+    def _about_slowness(self, since: float) -> str:
+        seconds, where = self._loop.time() - since, self._place or "in code of its own"
+        return f"the store of states has been at work for {seconds:.0f} s: {where}"
+
+    def _watch_store(self) -> None:
+        """Have it told if the store is at work for long; one timer looks."""
+        if self._watching is None and self._thread is not None:
+            self._watching = self._loop.call_later(_LONG, self._look_at_store)
+
+    def _look_at_store(self) -> None:
+        self._watching, since = None, self._at_work_since
+        if since is None:
+            return
+        if self._loop.time() >= since + _LONG:
+            self.log.warning("%s; messages of durable keys wait", self._about_slowness(since))
+        self._watch_store()
 
     def _note_failure(self, what: str, results: Sequence[object]) -> None:
         """Note whether something that was tried has failed; without results nothing was."""
@@ -396,6 +480,10 @@ def _known(
     stored = None if key is None else store.load(actor, (key,)).get(key)
     if not isinstance(stored, StoredKey | None):
         raise TypeError(f"load() has returned {quoted(stored, 200)} for a key: return a StoredKey")
+    if stored is not None and not isinstance(stored.value, bytes):
+        raise TypeError(
+            f"load() has returned {quoted(stored.value, 200)} as the value of a key: return bytes"
+        )
     found = False if message is None else store.find(message)
     if isinstance(found, Handled):
         return Known(stored, found, reused=False)
@@ -407,6 +495,13 @@ def _conflict(change: Change) -> StateConflict:
         f"key {quoted(change.key, 200)} of actor {change.actor!r} was changed by somebody else"
         " since it was loaded: only one program may keep its states"
     )
+
+
+def _close(store: StateStore, closed: threading.Event) -> None:
+    try:
+        store.close()
+    finally:
+        closed.set()
 
 
 def _last(store: StateStore, sent: Sequence[int], acknowledged: Sequence[int]) -> None:

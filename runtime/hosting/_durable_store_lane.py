@@ -129,24 +129,27 @@ class DurableStoreLane(DurableLane):
         outputs = None
         if effects.outputs:
             outputs = self._states.new_outputs(number, effects.outputs)
-            await self._send(outputs, delivery)
-        self._watch(number, delivery, turn, outputs)
+        await self._send(number, delivery, turn, outputs)
         return result
 
-    async def _send(self, outputs: SentOutputs, delivery: Delivery) -> None:
+    async def _send(
+        self, number: int, delivery: Delivery, turn: Turn, outputs: SentOutputs | None
+    ) -> None:
+        """Post what was committed, if it is anything, and note when that is done with."""
+        # First: if a post is refused nobody comes back to it.
+        self._states.watch(number, delivery)
+        if outputs is not None:
+            await self._post(outputs, delivery)
+        if self._reached is not None:
+            turn.add(asyncio.ensure_future(self._published(outputs, self._reached)))
+
+    async def _post(self, outputs: SentOutputs, delivery: Delivery) -> None:
         """Post what was committed; it may be more than the bus has room for at a time."""
         connection = self.connection
         try:
             outputs.post(connection.post)
         except OutboxFull:
             await self.away(post_with_room(outputs, connection.bus, connection.post), delivery)
-
-    def _watch(
-        self, number: int, delivery: Delivery, turn: Turn, outputs: SentOutputs | None
-    ) -> None:
-        self._states.watch(number, delivery)
-        if self._reached is not None:
-            turn.add(asyncio.ensure_future(self._published(outputs, self._reached)))
 
     async def _published(self, outputs: SentOutputs | None, reached: Reached) -> None:
         """Wait until all is confirmed; only then the message may be acknowledged."""
@@ -165,8 +168,7 @@ class DurableStoreLane(DurableLane):
             for posted in outputs.pending:
                 # Only one may be told of an outcome itself, which is whoever posted it.
                 turn.add(asyncio.shield(posted))
-            await self._send(outputs, delivery)
-        self._watch(handled.number, delivery, turn, outputs)
+        await self._send(handled.number, delivery, turn, outputs)
         if turn.request is not None:
             raise RemoteError(*ALREADY_HANDLED)
 

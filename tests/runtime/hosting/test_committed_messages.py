@@ -12,6 +12,7 @@ import pytest
 from spa_dat._environment import Environment
 from spa_dat.errors import NotAuthorised, OutboxFull
 from spa_dat.harness.world._memory_states import MemoryStates
+from spa_dat.runtime.diagnostics._unclean_stop import GivenUp
 from spa_dat.runtime.hosting._committed_messages import CommittedMessages, left_of
 from spa_dat.runtime.hosting._durable_states import DurableStates
 from spa_dat.transports import Delivery, Envelope, Outbox, OutboxEntry, Tracker
@@ -174,7 +175,7 @@ async def test_a_start_sends_more_than_the_bus_has_room_for(
     assert [envelope.id for envelope in bus.got] == [str(n) for n in range(101)]
     assert stats["publishes.expired"] == 1
     assert "was not sent: not you" in caplog.text
-    await states.close()
+    await states.close(5.0, GivenUp("app", stats))
     # What was refused is tried again.
     assert [handled.number for handled in store.unsent()] == [1]
     assert not failed

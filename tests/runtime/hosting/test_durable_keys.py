@@ -398,6 +398,11 @@ class Mistaken(SqliteStates):
     ("method", "returned", "text"),
     [
         ("load", {"a": (b"", 1)}, r"load\(\) has returned \(b'', 1\) for a key"),
+        (
+            "load",
+            {"a": StoredKey(memoryview(b""), 1)},  # type: ignore[arg-type]
+            r"load\(\) has returned <memory at .*bytes",
+        ),
         ("commit", [1, 2, 3], r"commit\(\) has returned 3 numbers for 1 changes"),
         ("first_due", ["a"], "cannot look for keys whose time has come"),
         ("first_due", [(["a"], 1.0)], "cannot look for keys whose time has come"),
