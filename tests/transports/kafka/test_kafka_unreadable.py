@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -391,6 +392,52 @@ async def test_a_leader_that_cannot_be_reached_while_others_answer_is_named(
         await inbox.get(2)
         await eventually(lambda: inbox.consumer.trouble is None)
     assert caplog.text.count("advertised.listeners") == 1
+
+
+@pytest.mark.virtual
+async def test_a_leader_that_nobody_asks_is_not_said_to_be_silent() -> None:
+    async def send(node: int, request: Any) -> Any:
+        if node in silent:
+            raise kafka_errors.NodeNotReadyError
+        return SimpleNamespace(topics=[])
+
+    async def ask(node: int) -> None:
+        with contextlib.suppress(kafka_errors.NodeNotReadyError):
+            await client.send(node, FetchRequest(0, 0, 0, 0, [], rack_id=""))
+
+    async def look() -> str | None:
+        await asyncio.sleep(20)
+        guard.look_for_silent_leaders()
+        return troubles.serious([])
+
+    place, other = TopicPartition("t", 0), TopicPartition("t", 1)
+    silent, paused, leaders = {1}, set[TopicPartition](), {place: 1, other: 3}
+    cluster = SimpleNamespace(
+        leader_for_partition=lambda place: leaders[place], broker_metadata=lambda node: None
+    )
+    client = SimpleNamespace(send=send, cluster=cluster)
+    library: Any = SimpleNamespace(
+        _subscription=SimpleNamespace(subscription=None),
+        _client=client,
+        assignment=lambda: set(leaders),
+        paused=lambda: paused,
+    )
+    troubles = Troubles("consumer 'x'", Counter())
+    guard = _guard.PartitionGuard(library, troubles)
+    await ask(1)
+    assert "broker 1, its leader, answers no fetch" in (await look() or "")
+    # Its answer may be there by now, but there is no room for what it would send.
+    paused.add(place)
+    assert await look() is None
+    paused.clear()
+    assert await look() is None
+    await ask(1)
+    assert await look()
+    # Another one leads, until it is back.
+    leaders[place] = 2
+    assert await look() is None
+    leaders[place] = 1
+    assert await look() is None
 
 
 async def test_a_start_does_not_wait_for_a_partition_without_a_leader(

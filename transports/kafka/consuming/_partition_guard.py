@@ -230,13 +230,19 @@ class PartitionGuard:
         """Report partitions whose leader has long answered no fetch, while there are connections.
 
         One broker may be out of reach, or advertise a name that cannot be looked up here; or it
-        accepts no more connections. The library silently tries again.
+        accepts no more connections. The library silently tries again. What is paused is not asked
+        for, nor is a broker that leads nothing: that it did not answer before says nothing then.
         """
         cluster, known = client_of(self._consumer).cluster, self._troubles.known
         now = asyncio.get_running_loop().time()
-        for partition in sorted(self._consumer.assignment()):
-            leader, problem = cluster.leader_for_partition(partition), known.get(partition)
-            since = self._unanswering.get(leader)
+        assigned, paused = self._consumer.assignment(), self._consumer.paused()
+        leaders = {place: cluster.leader_for_partition(place) for place in sorted(assigned)}
+        asked = {leader for place, leader in leaders.items() if place not in paused}
+        self._unanswering = {
+            leader: since for leader, since in self._unanswering.items() if leader in asked
+        }
+        for partition, leader in leaders.items():
+            problem, since = known.get(partition), self._unanswering.get(leader)
             if since is None:
                 if problem is not None and isinstance(problem.error, LeaderUnreachable):
                     self._is_over(partition)
