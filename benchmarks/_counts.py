@@ -32,6 +32,7 @@ _LOOPS = {
     "Kafka receive": ("receive:kafka", 300),
     "Kafka receive, typed JSON": ("typed:kafka", 300),
     "Kafka receive and post": ("forward:kafka", 300),
+    "Kafka receive and publish, per=, exactly once": ("exactly_once:kafka", 300),
     "Kafka request": ("request:kafka", 100),
 }
 

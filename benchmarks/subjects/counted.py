@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 import spa_dat
-from spa_dat import DistributedApplication, Socket
+from spa_dat import Actor, DistributedApplication, KafkaConfig, KafkaTopic, Socket, on
 from spa_dat.actors import ActorSystem, Mailbox
 from spa_dat.testing import Harness
 from spa_dat.transports import Envelope
@@ -190,6 +190,25 @@ def keyed(order: Order, seen: Instructions, profile: Profile) -> None:
     _published(app, profile, lambda number: f"fleet/{number % 40}/position", PAYLOAD, order, seen)
 
 
+def exactly_once(order: Order, seen: Instructions, profile: Profile) -> None:
+    names = ("positions", "totals")
+    topics = {f"{name}/{{truck}}": KafkaTopic(name, key="truck") for name in names}
+    config = KafkaConfig("broker.example", topics=topics)
+    app = DistributedApplication(config, name="counted", instance="0")
+
+    # A class, whose handlers are bound for each key.
+    class Fleet(Actor):
+        per, state, durable, exactly_once = "truck", Truck, True, True
+
+        @on("positions/{truck}")
+        async def take(self, payload: bytes, truck: str, socket: Socket) -> None:
+            self.state.count += 1
+            await socket.publish(f"totals/{truck}", payload)
+
+    app.add(Fleet)
+    _published(app, profile, lambda number: f"positions/{number % 40}", PAYLOAD, order, seen)
+
+
 def request(order: Order, seen: Instructions, profile: Profile) -> None:
     app = _app()
 
@@ -206,7 +225,7 @@ def request(order: Order, seen: Instructions, profile: Profile) -> None:
 
 _LOCAL: dict[str, Callable[[Order, Instructions], Any]] = {"tell": tell, "ask": ask}
 _ON_BUSES: dict[str, Callable[[Order, Instructions, Profile], None]] = {
-    one.__name__: one for one in (receive, typed, forward, keyed, request)
+    one.__name__: one for one in (receive, typed, forward, keyed, exactly_once, request)
 }
 
 
