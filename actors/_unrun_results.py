@@ -5,8 +5,8 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Awaitable, Callable
-from functools import partial
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from functools import lru_cache, partial
+from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType
 from typing import Any
 
 from ..errors import ConfigurationError
@@ -53,8 +53,13 @@ def returns_nothing(function: Callable[..., Any]) -> bool:
     if isinstance(function, partial):
         function = function.func
     code = getattr(function, "__code__", None)
-    if code is None:
-        return False
+    # Methods are bound anew for each key of an actor, and their code is the same.
+    return isinstance(code, CodeType) and _ends_with_none(code)
+
+
+@lru_cache(1_024)
+def _ends_with_none(code: CodeType) -> bool:
+    """Return whether all of a code's ways out return None; finding that out takes long."""
     before = None
     for instruction in dis.get_instructions(code):
         returned = instruction

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dis
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -229,6 +230,23 @@ class Shapes:
 )
 def test_nobody_has_to_look_at_what_returns_nothing(function: Any) -> None:
     assert returns_nothing(function)
+
+
+def test_code_is_read_once_for_all_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Keyed:
+        async def method(self) -> None:
+            """Do nothing."""
+
+    def note(handler: object, function: object) -> None: ...
+
+    def again(code: object) -> None:
+        raise AssertionError("each key has an instance, and reading takes longer than all else")
+
+    assert returns_nothing(Keyed().method)
+    assert returns_nothing(functools.partial(note, None))
+    monkeypatch.setattr(dis, "get_instructions", again)
+    assert returns_nothing(Keyed().method)
+    assert returns_nothing(functools.partial(note, None))
 
 
 @pytest.mark.parametrize(
