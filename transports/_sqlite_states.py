@@ -58,6 +58,8 @@ class SqliteStates(StateStore):
         self._file = SqliteFile(
             path, kind=_KIND, version=_VERSION, schema=_SCHEMA, what="the file of states"
         )
+        # Of those up to this one nothing is left that may be forgotten because there are too many.
+        self._surplus: int = self._file.transaction(_first_acknowledged) - 1
 
     def load(self, actor: str, keys: Iterable[str]) -> Mapping[str, StoredKey]:
         """See `StateStore.load`."""
@@ -106,6 +108,7 @@ class SqliteStates(StateStore):
             numbers = _write(database, changes)
             _advance(database, sent, _SENT)
             _advance(database, acknowledged, _ACKNOWLEDGED)
+            self._forget_some(database, numbers)
             return numbers
 
         try:
@@ -121,6 +124,21 @@ class SqliteStates(StateStore):
                 " unknown what of it would survive: check the disk, and start again"
             ) from error
         return numbers
+
+    def _forget_some(self, database: sqlite3.Connection, numbers: Sequence[int | None]) -> None:
+        """Forget more of the oldest messages than come, if there are too many.
+
+        `trim` would do so, too, but an hour may bring many millions, and nobody else has a turn
+        while these are removed.
+        """
+        last = max((number for number in numbers if number is not None), default=0)
+        upto = min(self._surplus + 2 * len(numbers), last - MOST_HANDLED)
+        if upto > self._surplus:
+            database.execute(
+                "DELETE FROM handled WHERE n > ? AND n <= ? AND stage = ?",
+                (self._surplus, upto, _ACKNOWLEDGED),
+            )
+            self._surplus = upto
 
     def first_due(self, actor: str, most: int) -> Sequence[tuple[str, float]]:
         """See `StateStore.first_due`."""
@@ -237,6 +255,16 @@ def _revision(database: sqlite3.Connection, where: tuple[str, bytes]) -> int:
         "SELECT revision FROM state WHERE actor = ? AND key = ?", where
     ).fetchone()
     return 0 if row is None else int(row[0])
+
+
+def _first_acknowledged(database: sqlite3.Connection) -> int:
+    """Return the first number that is acknowledged; the next one if none is."""
+    row = database.execute(
+        "SELECT n FROM handled WHERE stage = ? ORDER BY n LIMIT 1", (_ACKNOWLEDGED,)
+    ).fetchone()
+    if row is None:
+        row = database.execute("SELECT coalesce(max(n), 0) + 1 FROM handled").fetchone()
+    return int(row[0])
 
 
 def _bytes(key: str) -> bytes:

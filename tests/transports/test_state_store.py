@@ -16,7 +16,7 @@ import pytest
 
 from spa_dat.errors import ConfigurationError, StateLost, StateNotWritten
 from spa_dat.harness.world._memory_states import MemoryStates
-from spa_dat.transports import DEFAULT_TYPE, Envelope, _sqlite_file
+from spa_dat.transports import DEFAULT_TYPE, Envelope, _sqlite_file, _sqlite_states
 from spa_dat.transports._sqlite_states import SqliteStates
 from spa_dat.transports._state_store import (
     SECONDS_HANDLED,
@@ -342,3 +342,30 @@ def test_files_that_cannot_be_used_are_refused_and_left(tmp_path: Path, damage: 
         SqliteStates(path)
     assert str(path) in str(refused.value)
     assert path.read_bytes() == before
+
+
+def test_the_oldest_messages_are_forgotten_a_few_with_each_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sqlite_states, "MOST_HANDLED", 100)
+
+    def known(store: SqliteStates) -> list[int]:
+        return store._file.transaction(
+            lambda database: [n for (n,) in database.execute("SELECT n FROM handled ORDER BY n")]
+        )
+
+    store = SqliteStates(tmp_path / "states")
+    kept = commit(store, *(change(n, key=str(n)) for n in range(3)))
+    acknowledged: Sequence[int | None] = ()
+    for batch in range(60):
+        if batch == 30:
+            store.close()
+            store = SqliteStates(tmp_path / "states")
+        changes = [change(n, key=str(n)) for n in range(10 * batch + 10, 10 * batch + 20)]
+        acknowledged = store.commit(changes, (), [n for n in acknowledged if n is not None])
+        # An hour may bring millions, until it is tidied.
+        assert len(known(store)) <= 3 + 100 + 10
+    # What is not acknowledged may come again.
+    assert known(store)[:3] == kept
+    assert known(store)[-100:] == list(range(604 - 100, 604))
+    store.close()
