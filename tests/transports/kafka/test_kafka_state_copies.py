@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from spa_dat.errors import ConfigurationError, TransportError
+from spa_dat.errors import ConfigurationError, TransportError, UnknownTopic
 from spa_dat.testing import Kafka
+from spa_dat.transports.kafka._aiokafka_private import group_offsets
 from spa_dat.transports.kafka._partitioner import hash_of
 from spa_dat.transports.kafka._records import Record
 from spa_dat.transports.kafka._topic_names import Names
@@ -228,6 +229,39 @@ async def test_nothing_may_be_left_in_a_topic_that_is_not_read_any_more(
     assert "is not handled yet: stop all senders" in refusal
 
 
+async def test_nothing_is_left_in_a_topic_that_is_gone(
+    cluster: LeftStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grow()
+    old = cluster.group
+
+    async def not_forgotten_yet(client: Any, group: str) -> dict[TopicPartition, OffsetAndMetadata]:
+        # The cluster deletes what was committed in a topic some time after the topic itself.
+        gone = {TopicPartition(f"{cluster.prefix}gone", 0): OffsetAndMetadata(7, "")}
+        return await group_offsets(client, group) | (gone if group == old else {})
+
+    monkeypatch.setattr(_state_copies, "group_offsets", not_forgotten_yet)
+    assert (await cluster.copy()).written == len(KEYS)
+    # Nothing was committed there for the new actor, which would have made this another group.
+    assert (await cluster.copy()).written == 0
+
+
+async def test_a_record_without_a_key_is_no_state(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first polls end before anything can have come.
+    monkeypatch.setattr(_state_copies, "_POLL_MS", 1)
+    cluster = LeftStates(kafka.server, new_prefix())
+    # A compacted topic takes none, so this one is not compacted.
+    await create(cluster.server, cluster.old, BEFORE)
+    async with AIOKafkaProducer(bootstrap_servers=cluster.server) as producer:
+        await producer.send_and_wait(cluster.old, b"no state", partition=0)
+    await cluster.fill()
+    await cluster.grow()
+    assert (await cluster.copy()).states == len(KEYS)
+    assert (await states(cluster)).keys() == set(KEYS)
+
+
 async def test_a_state_that_is_not_where_its_key_belongs_is_refused(cluster: LeftStates) -> None:
     await cluster.send(cluster.old, dict.fromkeys(KEYS, b"elsewhere"), 1)
     await cluster.grow()
@@ -269,6 +303,12 @@ async def test_what_is_not_there_is_named(
 ) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         await cluster.copy(*topics, **options)
+    assert await settings(cluster.server, cluster.new) == (0, {})
+
+
+async def test_a_name_that_no_topic_can_have_is_refused(cluster: LeftStates) -> None:
+    with pytest.raises(UnknownTopic, match="topic 'plant/1': not a valid topic name"):
+        await cluster.copy("plant/1")
     assert await settings(cluster.server, cluster.new) == (0, {})
 
 

@@ -368,7 +368,7 @@ class _Copy:
         ends: Mapping[TopicPartition, int],
         look: Callable[[TopicPartition, Any], None],
     ) -> None:
-        """Have somebody look at all records from some offsets up to others."""
+        """Have somebody look at all records between offsets, and maybe at later ones."""
         left = [place for place, begin in begins.items() if begin < ends[place]]
         if not left:
             return
@@ -383,8 +383,7 @@ class _Copy:
                     fetched = await reader.getmany(*left, timeout_ms=_POLL_MS)
                 for place, records in fetched.items():
                     for record in records:
-                        if record.offset < ends[place]:
-                            look(place, record)
+                        look(place, record)
                 rest = [place for place in left if await reader.position(place) < ends[place]]
                 if fetched or len(rest) < len(left):
                     give_up = loop.time() + patience
