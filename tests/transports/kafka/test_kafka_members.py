@@ -566,6 +566,35 @@ async def test_an_offset_that_is_out_of_range_for_a_moment_is_no_gap(
     assert "no longer exists" not in caplog.text
 
 
+async def test_an_offset_that_is_out_of_range_where_nobody_reads_any_more_is_no_trouble() -> None:
+    with world() as here:
+        for name in "ab":
+            here.cluster.create_topic(name)
+        async with taker(SERVER, "a", "b", prefix="", ephemeral=True) as one:
+            for name in "ab":
+                publish(here, range(3), name)
+            await one.get(6)
+            await one.consumer.remove_filter("b")
+            # As of a fetch that was under way.
+            consumer: Any = one.consumer
+            consumer._sessions._hear([("b", [(0, 1, -1, b"")])])
+            publish(here, range(3, 6))
+            await one.get(9)
+            assert trouble_of(one) is None
+
+
+async def test_what_a_broker_says_between_two_assignments_is_of_no_use_any_more() -> None:
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(SERVER, "a", prefix="") as one:
+            publish(here, range(3))
+            await one.get(3)
+            consumer: Any = one.consumer
+            await consumer.close()
+            assert consumer._sessions.assignment is None
+            consumer._sessions._hear([("a", [(0, 1, -1, b"")])])
+
+
 async def test_a_transaction_that_stays_open_is_named_when_it_lasts_and_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -262,8 +262,8 @@ class GroupMember(ConsumerSessions):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.connect_timeout):
                     trusted = await assignment.epochs.verify(client_of(self._consumer))
-                if self._pauses is not None:
-                    self._pauses.resume(*trusted)
+                assert self._pauses is not None
+                self._pauses.resume(*trusted)
         now = asyncio.get_running_loop().time()
         if assignment is None or now < self._next_look:
             return

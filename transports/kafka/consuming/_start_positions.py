@@ -169,20 +169,13 @@ async def _placed(consumer: Any, partition: TopicPartition, reachable: dict[int,
         while not waiting.done() and (leader := leader_of(partition)) not in _NO_LEADER:
             await asyncio.wait((waiting,), timeout=_LOOK_AGAIN)
             if not waiting.done() and leader not in reachable:
-                reachable[leader] = await _is_reachable(client, leader)
+                reachable[leader] = await client.ready(leader)
             if not reachable.get(leader, True):
                 break
         if waiting.done():
             waiting.result()
     finally:
         waiting.cancel()
-
-
-async def _is_reachable(client: Any, broker: int) -> bool:
-    try:
-        return bool(await client.ready(broker))
-    except (kafka.KafkaError, OSError):
-        return False
 
 
 async def _first_places(consumer: Any, since: int | None) -> dict[TopicPartition, int]:
