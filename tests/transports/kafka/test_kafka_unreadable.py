@@ -440,6 +440,56 @@ async def test_a_leader_that_nobody_asks_is_not_said_to_be_silent() -> None:
     assert await look() is None
 
 
+@pytest.mark.virtual
+async def test_a_leader_that_answers_no_fetch_is_named_when_it_lasts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers = True
+
+    async def send(node: int, request: Any) -> Any:
+        if not answers:
+            raise kafka_errors.NodeNotReadyError
+        return SimpleNamespace(topics=[])
+
+    cluster = SimpleNamespace(
+        leader_for_partition=lambda place: 1,
+        broker_metadata=lambda node: SimpleNamespace(host="k1", port=9092),
+    )
+    client = SimpleNamespace(send=send, cluster=cluster)
+    library: Any = SimpleNamespace(
+        assignment=lambda: {TopicPartition("t", 0)},
+        paused=set,
+        _subscription=SimpleNamespace(subscription=None),
+        _client=client,
+    )
+    troubles = Troubles("consumer 'x'", Counter())
+    guard = _guard.PartitionGuard(library, troubles)
+    fetch = FetchRequest(0, 0, 0, 0, [], rack_id="")
+
+    async def trouble_after(seconds: int) -> str | None:
+        for _ in range(seconds):
+            await asyncio.sleep(1)
+            with contextlib.suppress(kafka_errors.NodeNotReadyError):
+                await client.send(1, fetch)
+            guard.look_for_silent_leaders()
+        return troubles.serious([])
+
+    answers = False
+    assert await trouble_after(9) is None
+    answers = True
+    assert await trouble_after(1) is None
+    answers = False
+    assert await trouble_after(9) is None
+    # Nothing else could be reached either.
+    guard.forget_silent_leaders()
+    assert await trouble_after(9) is None
+    assert "broker 1 at k1:9092, its leader, answers no fetch" in (await trouble_after(30) or "")
+    assert caplog.text.count("answers no fetch") == 1
+    answers = True
+    assert await trouble_after(1) is None
+    assert "can be read again" in caplog.text
+
+
 async def test_a_start_does_not_wait_for_a_partition_without_a_leader(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:

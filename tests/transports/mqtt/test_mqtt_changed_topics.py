@@ -35,7 +35,7 @@ class Mounting:
         self.session = session
         self.stale = stale
         self.in_force = {"site/a"} if stale else set[str]()
-        self.subscribed = 0
+        self.subscribed = self.unsubscribed = 0
         self.peer: Peer | None = None
 
     async def talk(self, peer: Peer) -> None:
@@ -52,6 +52,7 @@ class Mounting:
                 self.in_force.add("a" if self.stale else "site/a")
                 peer.send(suback(packet.packet_id, 1))
             elif packet.kind == "UNSUBSCRIBE":
+                self.unsubscribed += 1
                 wanted = filters_of(packet)
                 peer.unsuback(packet, *(0 if one in self.in_force else 0x11 for one in wanted))
                 self.in_force.difference_update(wanted)
@@ -101,6 +102,11 @@ async def test_in_a_session_of_an_earlier_program_a_filter_that_is_back_is_troub
         consumer.discard_stale("site/a")
         await eventually(lambda: _CHANGED in (consumer.trouble or ""))
         await eventually(lambda: mounting.subscribed == 3)
+        # From now on it is known what such messages mean.
+        asked = mounting.unsubscribed
+        consumer.discard_stale("site/b")
+        await consumer.add_filter("b")
+        assert (mounting.subscribed, mounting.unsubscribed) == (4, asked)
 
 
 async def test_a_filter_of_an_earlier_program_is_no_trouble_once_it_is_removed() -> None:
