@@ -299,6 +299,22 @@ def test_what_is_shown_elsewhere_links_by_complete_addresses(page: Path) -> None
     assert not [file for file in files if file.startswith("../") and page.parent == ROOT / "docs"]
 
 
+INSTALLING = re.compile(
+    r"^```\w+\n(?:\$ )?pip install '?(?:spa-dat[^[]|\.).*?^```.*?[a-z]\.", re.MULTILINE | re.DOTALL
+)
+"""Lines that install the package itself, and the sentence that follows."""
+
+
+def test_whoever_installs_the_package_is_told_the_same_everywhere() -> None:
+    told = {
+        page.relative_to(ROOT).as_posix(): found
+        for page in PAGES
+        if (found := INSTALLING.findall(page.read_text(encoding="utf-8")))
+    }
+    assert told.keys() == {"README.md", "docs/index.md"}
+    assert told["README.md"] == told["docs/index.md"]
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
