@@ -1141,6 +1141,7 @@ def cells() -> tuple[KeyedMailbox, Route]:
 
 
 @pytest.mark.slow
+@pytest.mark.deadline(600)
 def test_a_million_keys_take_little_more_than_their_names() -> None:
     mailbox, route = cells()
 
