@@ -16,7 +16,7 @@ from typing import Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from .._environment import Environment
-from .._texts import quoted
+from .._texts import quoted, text_advice
 from ..errors import ConfigurationError
 
 __all__ = [
@@ -303,11 +303,9 @@ def password_from(
     """
     owner = type(config).__name__
     for option, name in (("password_env", variable), ("password_file", file)):
-        if name is not None and (not isinstance(name, str) or not name or "\0" in name):
-            raise ConfigurationError(
-                f"option {option}={quoted(name)} of {owner}: give a non-empty string, or leave it"
-                " out"
-            )
+        advice = None if name is None else text_advice(name)
+        if advice is not None:
+            raise ConfigurationError(f"option {option}={quoted(name)} of {owner}: {advice}")
     given = [
         option
         for option, value in (

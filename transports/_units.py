@@ -22,6 +22,7 @@ class Outcome(msgspec.Struct, eq=False):
         more: what is published after that; None for nothing.
         committed: called once all of it is committed; never if it is not.
         dropped: called if the attempt fails after all, which it cannot once it is settled.
+        lost: called if it was noted, and is not known to be committed and never will be.
         key: the key whose state has changed; None if none has.
         value: what is kept of that key from now on; None for nothing.
         wake: when something is to be done with that key, in seconds since 1970; None for never.
@@ -36,6 +37,7 @@ class Outcome(msgspec.Struct, eq=False):
     more: list[object] | None = None
     committed: tuple[Callable[[], None], ...] = ()
     dropped: tuple[Callable[[], None], ...] = ()
+    lost: tuple[Callable[[], None], ...] = ()
     key: str | None = None
     value: bytes | None = None
     wake: float | None = None
@@ -60,6 +62,12 @@ class Outcome(msgspec.Struct, eq=False):
         self.key = self.value = self.wake = None
         dropped, self.dropped = self.dropped, ()
         for call in dropped:
+            call()
+
+    def lose(self) -> None:
+        """Tell that it is not known to be committed, and never will be."""
+        lost, self.lost = self.lost, ()
+        for call in lost:
             call()
 
 
@@ -112,13 +120,7 @@ class Unit(Tracker, abc.ABC):
         """
 
     @abc.abstractmethod
-    def add(
-        self,
-        outcome: Outcome,
-        key: str,
-        name: str = "",
-        lost: Callable[[], None] | None = None,
-    ) -> None:
+    def add(self, outcome: Outcome, key: str, name: str = "") -> None:
         """Take the outcome of what it has not handed out, to be committed as soon as it can be.
 
         It is committed after, or together with, all that was settled before and has changed the
@@ -130,7 +132,6 @@ class Unit(Tracker, abc.ABC):
             outcome: the outcome, which is not changed any more.
             key: the key that it is about.
             name: of what it is the outcome of, for `refused`.
-            lost: called if it is not known to be committed, and never will be; None for nobody.
         """
 
     @abc.abstractmethod

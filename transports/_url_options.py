@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from .._texts import bracketed, quoted
+from .._texts import bracketed, quoted, text_advice
 from .._unknown_names import nearest_or_all
 from ..errors import ConfigurationError
 from ._credentials import Secret
@@ -51,6 +51,8 @@ PROVIDER_NAME = "[A-Za-z][A-Za-z0-9_-]{0,63}"
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SEVERAL_HOSTS = ("kafka", "kafkas")
+# For examples in errors.
+_PORTS = {"kafka": 9092, "kafkas": 9093, "mqtts": 8883, "ws": 8080, "wss": 443}
 _WITH_PATH = ("mqtt+unix", "ws", "wss")
 # A longer one may be a password, of a URL whose host was forgotten.
 _LONGEST_PORT = 5
@@ -185,21 +187,23 @@ def _split(scheme: str, rest: str) -> tuple[str, str, str]:
 
 
 def _host_and_port(scheme: str, place: str) -> tuple[str, int | None]:
+    example = f"{scheme}://[::1]:{_PORTS.get(scheme, 1883)}"
     if place.startswith("["):
         host, bracket, behind = place[1:].partition("]")
         if not bracket or ":" not in host or (behind and not behind.startswith(":")):
             raise ConfigurationError(
-                f"a {scheme}:// URL has a broken IPv6 address:"
-                f" write {scheme}://[::1] or {scheme}://[::1]:1883"
+                f"a {scheme}:// URL has a broken IPv6 address: write {scheme}://[::1] or {example}"
             )
         port = behind[1:] if behind else None
     else:
         host, colon, text = place.partition(":")
         port = text if colon else None
         if port is not None and ":" in port:
+            several = scheme in _SEVERAL_HOSTS
+            rule = "separate hosts with ','" if several else "give one host and one port"
             raise ConfigurationError(
-                f"a {scheme}:// URL has more than one ':' after the user part:"
-                f" write an IPv6 address in brackets, as in {scheme}://[::1]:1883"
+                f"a {scheme}:// URL has more than one ':' in a host and its port: {rule}, and write"
+                f" an IPv6 address in brackets, as in {example}"
             )
     if port is None:
         return host, None
@@ -455,7 +459,7 @@ def check_flag(config: object, option: str) -> None:
 
 
 def check_text(config: object, option: str) -> None:
-    """Check that the option is None or a non-empty string.
+    """Check that the option is None or a non-empty string without U+0000.
 
     Raises:
         ConfigurationError: naming the option and its value.
@@ -463,8 +467,8 @@ def check_text(config: object, option: str) -> None:
     value = getattr(config, option)
     if value is None:
         return
-    if not isinstance(value, str) or not value or "\0" in value:
+    advice = text_advice(value)
+    if advice is not None:
         raise ConfigurationError(
-            f"option {option}={quoted(value)} of {type(config).__name__}:"
-            " give a non-empty string, or leave it out"
+            f"option {option}={quoted(value)} of {type(config).__name__}: {advice}"
         )

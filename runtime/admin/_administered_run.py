@@ -92,8 +92,11 @@ class AdministeredRun(Protocol):
     def routes_to(self, actor: ActorRunner) -> Sequence[Route]:
         """Return the routes to a registered actor from its declared filters."""
 
-    def letter_gone(self, actor: str) -> None:
-        """Note that a dead letter of the actor was taken away, which makes room for another."""
+    def letter_gone(self, actor: str) -> bool:
+        """Note that a dead letter of the actor was taken away; return if another has room now."""
+
+    def letter_kept(self, actor: str) -> None:
+        """Note that a dead letter for which `letter_gone` was true is still there."""
 
     def own_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Return a task that belongs to the run, whoever has asked for it."""

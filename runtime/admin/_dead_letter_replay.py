@@ -255,7 +255,7 @@ class DeadLetterReplay:
             delivery.remove = partial(connection.bus.add_removal, letter=letter.envelope)
         delivery.ended = asyncio.get_running_loop().create_future()
         # If it fails again, it takes the same place.
-        self._run.letter_gone(letter.actor)
+        had_place = self._run.letter_gone(letter.actor)
         connection.replaying[identifier] = None
         try:
             route.router.put_in(delivery, route)
@@ -263,6 +263,8 @@ class DeadLetterReplay:
         finally:
             error = connection.replaying.pop(identifier)
         if not settled:
+            if had_place:
+                self._run.letter_kept(letter.actor)
             if unit is not None:
                 raise _NotNow(
                     "the actor has stopped, its partition was taken away, or the transaction has"

@@ -209,11 +209,17 @@ class Run:
         elif (warning := self._letters.warning(actor)) is not None:
             self._log.warning("%s: actor %r: %s", self._name, actor, warning)
 
-    def letter_gone(self, actor: str) -> None:
-        """Note that a dead letter of the actor was taken away, which makes room for another."""
-        self._letters.gone(actor)
+    def letter_gone(self, actor: str) -> bool:
+        """Note that a dead letter of the actor was taken away; return if another has room now."""
+        has_place = self._letters.gone(actor)
         if self.health_report.noted.get(actor) == self._letters.problem:
             del self.health_report.noted[actor]
+        return has_place
+
+    def letter_kept(self, actor: str) -> None:
+        """Note that a dead letter for which `letter_gone` was true is still there."""
+        if self._letters.kept(actor):
+            self.unhealthy(actor, self._letters.problem)
 
     def unhealthy(self, actor: str, reason: str) -> None:
         """Note, and log, why an actor cannot do its work."""

@@ -58,7 +58,7 @@ class DeadLetterStore:
             has_place = has_place or self._lane.take_letter()
             if has_place:
                 try:
-                    await self._lane.park(delivery, letter, _TIMEOUT)
+                    is_stored = await self._lane.park(delivery, letter, _TIMEOUT)
                 except Exception as refused:  # noqa: BLE001 (tried again, whatever it is)
                     if isinstance(refused, _OVER_ITS_CONTENT):
                         simple = simpler(letter, refused, complete)
@@ -76,7 +76,8 @@ class DeadLetterStore:
                         letter = await self._restore(delivery, full) or letter
                     if cause is not None and not letter.payload:
                         self._tell_of_payload(delivery, complete, cause)
-                    self._lane.parked()
+                    if is_stored:
+                        self._lane.parked()
                     self._connection.parked(letter)
                     delivery.settle()
                     return
@@ -187,11 +188,22 @@ class DeadLetterLimit:
             " deal with them, for example with spa-dat dlq"
         )
 
-    def gone(self, actor: str) -> None:
-        """Note that one of the actor's is not stored any more, of this run or of an earlier one."""
-        if self._stored[actor] > 0:
+    def gone(self, actor: str) -> bool:
+        """Note that one of the actor's is not stored any more, of this run or of an earlier one.
+
+        Returns:
+            Whether it had a place, which is free now.
+        """
+        has_place = self._stored[actor] > 0
+        if has_place:
             self._stored[actor] -= 1
             self._taken[actor] -= 1
+        return has_place
+
+    def kept(self, actor: str) -> bool:
+        """Note that one that had a place is stored after all; return as `stored` does."""
+        self._taken[actor] += 1
+        return self.stored(actor)
 
     def stored_by(self, actor: str) -> int:
         """Return how many the actor has stored, without those that were handled since."""

@@ -101,13 +101,17 @@ class HandlingLane(ContextOwner, Protocol):
     def return_letter(self) -> None:
         """Give back a place, because the dead letter is not stored after all."""
 
-    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> bool:
         """Store a dead letter as `Bus.park` does.
 
         Args:
             delivery: the message, which is settled next.
             letter: what is stored.
             timeout: in seconds.
+
+        Returns:
+            Whether it is stored; if not, it is a part of what the message has come to, and `parked`
+            or `return_letter` is called as soon as it is known whether that is committed.
         """
 
     def parked(self) -> None:

@@ -182,13 +182,17 @@ class DurableUnitLane(OutcomeLane, DurableLane):
         elif isinstance(delivery, OwnDelivery):
             delivery.complete(Outcome())
 
-    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> bool:
         """As in `OutcomeLane`; a reminder that becomes a dead letter is set no more."""
-        await super().park(delivery, letter, timeout)
+        is_stored = await super().park(delivery, letter, timeout)
         if isinstance(delivery, ReminderDelivery):
             unit = delivery.unit
             assert unit is not None
-            delivery.outcome = await self._without(delivery, unit, delivery.outcome or Outcome())
+            outcome = delivery.outcome or Outcome()
+            delivery.outcome = await self._without(delivery, unit, outcome)
+            if delivery.outcome is None:
+                outcome.lose()
+        return is_stored
 
     async def _without(
         self, reminder: ReminderDelivery, unit: Unit, outcome: Outcome

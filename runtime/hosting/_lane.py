@@ -420,9 +420,10 @@ class Lane:
         """See `HandlingLane.make_replies`."""
         return self.connection.replies_in(self.options.wire)
 
-    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> bool:
         """See `HandlingLane.park`."""
         await self.connection.bus.park(letter, timeout=timeout)
+        return True
 
     def take_letter(self) -> bool:
         """See `HandlingLane.take_letter`."""

@@ -69,19 +69,19 @@ class OutcomeLane(Lane):
         await self._note(self.handlers[index], call)
         return result
 
-    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> None:
+    async def park(self, delivery: Delivery, letter: Envelope, timeout: float) -> bool:
         """As in `Lane`: committed with the acknowledgement, unless it was refused there."""
         unit = delivery.unit
         refused = None if unit is None else unit.refused(delivery)
         if unit is None or (refused is not None and refused.letter_too):
-            await super().park(delivery, letter, timeout)
-            return
-        outcome = Outcome()
+            return await super().park(delivery, letter, timeout)
+        outcome = Outcome(committed=(self.parked,), lost=(self.return_letter,))
         self.connection.bus.add_output(outcome, letter, letter=True)
         if isinstance(delivery, OwnDelivery):
             delivery.outcome = outcome
         else:
             unit.note(delivery, outcome)
+        return False
 
 
 def note(unit: Unit, delivery: Delivery, outcome: Outcome, *, hurry: bool = False) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "reason_of",
     "showable",
     "summary",
+    "text_advice",
     "unfit_character",
 ]
 
@@ -48,6 +49,14 @@ _LONGEST_NAME = 200
 _MOST_SHOWN = 50
 _MOST_NOTES = 20
 _MOST_PROBLEMS = 1_000
+
+
+def text_advice(value: object) -> str | None:
+    """Return what to do about the value of an option that has to be a text; None if it is one."""
+    if not isinstance(value, str) or not value:
+        return "give a non-empty string, or leave it out"
+    # Neither the operating system nor a broker takes it.
+    return "leave out the character U+0000" if "\0" in value else None
 
 
 def unfit_character(text: str) -> str | None:

@@ -471,6 +471,33 @@ def test_the_reason_of_a_failed_transaction_is_named(
     assert "since the last one is handled again: no answer in time" in caplog.text
 
 
+def test_a_dead_letter_counts_once_it_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = application(dead_letter_limit=2)
+    commit, errors = TransactionalProducer.commit, [OSError("cut") for _ in range(5)]
+
+    async def refused(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
+        if errors:
+            raise TransactionFailed(errors.pop())
+        return await commit(self, *arguments, **more)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", refused)
+
+    @app.application("orders", exactly_once=True, retry=RetryPolicy(attempts=1))
+    async def orders(number: int) -> None:
+        raise ValueError("bad luck")
+
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        harness.publish("orders", 13)
+        harness.settle()
+        assert not errors
+        assert len(harness.dead_letters()) == 1
+        assert app.stats["dead_letters.stored"] == 1
+        (actor,) = app.health().actors
+        assert actor.dead_letters == 1
+        assert app.problems == {}
+
+
 def test_transactions_that_keep_failing_are_a_problem_and_tried_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

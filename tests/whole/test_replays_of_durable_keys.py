@@ -328,9 +328,15 @@ async def test_a_replay_gives_up_after_a_while_and_says_what_to_do(
             with monkeypatch.context() as patch:
                 patch.setattr(TransactionalProducer, "commit", never)
                 answer = await plant.replay(letters[0].name)
+                assert "nothing is committed" in plant.app.problems["work"]
             assert answer.outcome == "refused"
             assert "try again" in answer.why
             assert not answer.elsewhere
+            # None of those attempts has stored or removed one, and nothing waits any more.
+            (actor,) = plant.app.health().actors
+            assert actor.dead_letters == plant.app.stats["dead_letters.stored"] == len(letters)
+            await asyncio.sleep(60)
+            assert plant.app.problems == {}
             for letter in letters:
                 assert (await plant.replay(letter.name)).outcome == "handled"
         assert is_right(done(here))

@@ -426,16 +426,17 @@ def test_what_nobody_commits_any_more_is_told_so() -> None:
     def note() -> None:
         lost[0] += 1
 
-    unit.add(Outcome(key="a", value=b"1"), "a", "one", note)
+    unit.add(Outcome(key="a", value=b"1", lost=(note,)), "a", "one")
     waiting(tracker, 0)
-    handle(tracker, 1, key="b", value=b"1")
-    unit.add(Outcome(key="b", value=b"2"), "b", "two", note)
+    handle(tracker, 1, key="b", value=b"1", lost=(note,))
+    unit.add(Outcome(key="b", value=b"2", lost=(note,)), "b", "two")
     assert unit.due(1) is not None
-    unit.add(Outcome(key="c", value=b"1"), "c", "three", note)
+    unit.add(Outcome(key="c", value=b"1", lost=(note,)), "c", "three")
     unit.give_up()
-    assert lost == [3]
-    unit.add(Outcome(key="d", value=b"1"), "d", "four", note)
     assert lost == [4]
+    unit.add(Outcome(key="d", value=b"1", lost=(note,)), "d", "four")
+    handle(tracker, 2, key="e", value=b"1", lost=(note,))
+    assert lost == [6]
 
 
 async def test_what_is_due_first_is_found_in_memory_and_in_the_snapshot(tmp_path: Path) -> None:

@@ -137,7 +137,6 @@ class Own(NamedTuple):
 
     outcome: Outcome
     name: str
-    lost: Callable[[], None] | None
 
 
 class UnitTracker(PartitionTracker):
@@ -246,15 +245,22 @@ class PartitionUnit(Unit):
         self._number = number
         # In which order messages came that are not taken out, if there is more than one partition.
         self._runs: deque[_Run] = deque()
-        # What comes after no message that is left, and what is being committed.
+        # What comes after no message that is left.
         self._ready: list[Own] = []
-        self._begun: list[Own] = []
+        # What is being committed, and how much of that is of no message.
+        self._begun: list[Taken] = []
+        self._begun_own = 0
         self._given_up = False
 
     @property
     def waits(self) -> bool:
         """Whether the states of its keys are not known yet."""
         return self.states is not None and not self.states.restored
+
+    @property
+    def busy(self) -> bool:
+        """Whether something was handed out, or is settled, and is not committed."""
+        return self.own > 0 or any(len(it) or it.outcomes for it in self.trackers)
 
     @property
     def text(self) -> str:
@@ -293,6 +299,9 @@ class PartitionUnit(Unit):
         """See `Unit.note`."""
         tracker = delivery.tracker
         assert isinstance(tracker, UnitTracker)
+        if self._given_up:
+            outcome.lose()
+            return
         outcomes = tracker.outcomes
         earlier = outcomes.get(delivery.token)
         if earlier is not None:
@@ -309,19 +318,13 @@ class PartitionUnit(Unit):
         assert isinstance(delivery, OwnDelivery)
         if delivery.outcome is not None:
             key, name = str(delivery.envelope.key), str(delivery.envelope.id)
-            self.add(delivery.outcome, key, name, delivery.lost)
+            delivery.outcome.lost += (delivery.lost,)
+            self.add(delivery.outcome, key, name)
 
-    def add(
-        self,
-        outcome: Outcome,
-        key: str,
-        name: str = "",
-        lost: Callable[[], None] | None = None,
-    ) -> None:
+    def add(self, outcome: Outcome, key: str, name: str = "") -> None:
         """See `Unit.add`."""
         if self._given_up:
-            if lost is not None:
-                lost()
+            outcome.lose()
             return
         known = key_bytes(key)
         before = self.latest.get(known)
@@ -335,7 +338,7 @@ class PartitionUnit(Unit):
         self.own += 1
         # As when a message is settled.
         outcome.dropped = ()
-        behind, own = outcome.behind, Own(outcome, name, lost)
+        behind, own = outcome.behind, Own(outcome, name)
         if isinstance(behind, UnitTracker) and outcome.after in behind.outcomes:
             behind.attached.setdefault(outcome.after, []).append(own)
         else:
@@ -403,11 +406,10 @@ class PartitionUnit(Unit):
 
     def due(self, most: int) -> Due | None:
         """Take out what is settled and not committed, with about so many outcomes at the most."""
-        outcomes: list[Taken] = []
-        self._begun = begun = self._ready[:most]
-        if begun:
-            self._ready = self._ready[most:]
-            outcomes += [(None, own.name, own.outcome) for own in begun]
+        outcomes: list[Taken] = [(None, own.name, own.outcome) for own in self._ready[:most]]
+        self._begun = outcomes
+        self._begun_own = len(outcomes)
+        self._ready = self._ready[most:]
         offsets: dict[TopicPartition, int] = {}
         if not self._ready:
             self._take(outcomes, offsets, most)
@@ -440,7 +442,7 @@ class PartitionUnit(Unit):
                 offset = waiting.pop()
                 outcomes.append((place, offset, known.pop(offset)))
                 for own in tracker.attached.pop(offset, ()):
-                    self._begun.append(own)
+                    self._begun_own += 1
                     outcomes.append((None, own.name, own.outcome))
             if until > max(tracker.committed, 0):
                 offsets[place] = until
@@ -460,8 +462,8 @@ class PartitionUnit(Unit):
             self.states.apply(key, outcome.value, outcome.wake)
             if self.latest.get(key) is outcome:
                 del self.latest[key]
-        self.own -= len(self._begun)
-        self._begun = []
+        self.own -= self._begun_own
+        self._begun, self._begun_own = [], 0
         self.refusals.forget(due)
         for tracker in self.trackers:
             tracker.make_room()
@@ -469,15 +471,16 @@ class PartitionUnit(Unit):
     def give_up(self) -> None:
         """Note that nothing more is committed, whatever is left."""
         self._given_up = True
-        left = [*self._begun, *self._ready]
+        left = [outcome for _, _, outcome in self._begun]
+        left += [own.outcome for own in self._ready]
         for tracker in self.trackers:
+            left += tracker.outcomes.values()
             for attached in tracker.attached.values():
-                left += attached
+                left += [own.outcome for own in attached]
             tracker.attached = {}
         self._begun, self._ready = [], []
-        for own in left:
-            if own.lost is not None:
-                own.lost()
+        for outcome in left:
+            outcome.lose()
 
 
 def source_of(taken: Taken) -> Source:

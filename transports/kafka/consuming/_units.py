@@ -32,6 +32,8 @@ _log = get_logger(__name__)
 
 _FOUND_WITHIN = 5.0
 _MANY_FAILURES = 3
+# Seconds after the longest pause within which what was not committed has come again.
+_COMES_AGAIN = 30.0
 
 
 class Units:
@@ -59,9 +61,11 @@ class Units:
         self._first: dict[TopicPartition, int] = {}
         self._backoff = context.config.backoff(context.surroundings.environment)
         self._log = LimitedLog(_log)
-        # In a row.
+        # In a row, with the time of the loop of the last one.
         self._failures = 0
         self._failure = ""
+        self._failed_at = 0.0
+        self._loop = asyncio.get_running_loop()
         # Why the states of keys could not be read, as text.
         self._not_restored = ""
         self._keeps_states = subscription.keeps_states
@@ -165,9 +169,9 @@ class Units:
     @property
     def trouble(self) -> str | None:
         """What keeps messages from being handled, or from being committed, as text; or None."""
-        if self._failures >= _MANY_FAILURES:
-            return f"nothing is committed, as transactions fail: {self._failure}"
         # Another thread may look at it.
+        if self._failures >= _MANY_FAILURES and self._tries:
+            return f"nothing is committed, as transactions fail: {self._failure}"
         everything = self._states.copy()
         waiting = [place for place, states in everything.items() if not states.restored]
         if self._restoring is None or not waiting:
@@ -178,9 +182,22 @@ class Units:
             f" {self._changelog!r}{why}"
         )
 
+    @property
+    def _tries(self) -> bool:
+        """Whether something waits to be committed since a transaction has failed.
+
+        What was read comes again; but somebody who had a dead letter replayed may have given up, or
+        the partitions have gone to another member.
+        """
+        patience = self._context.config.backoff_max + _COMES_AGAIN
+        return self._loop.time() < self._failed_at + patience or any(
+            unit.busy for unit in tuple(self._units.values())
+        )
+
     def has_failed(self, error: TransactionFailed) -> float:
         """Note that a transaction has failed; return the seconds until the next attempt."""
         self._failures += 1
+        self._failed_at = self._loop.time()
         self._failure = describe(error.__cause__ or error)
         # It may be over already, and what was read is soon handled again.
         return 0.0 if self._failures == 1 else self._backoff.next_delay()
