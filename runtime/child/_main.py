@@ -43,6 +43,7 @@ from ..processes._frames import (
     ProblemsChanged,
     Ready,
     Recall,
+    Recalled,
     Start,
     Stats,
     Stop,
@@ -178,6 +179,8 @@ class ChildMain:
             self._in_background(self._start(frame))
         elif isinstance(frame, Recall):
             self.recall()
+            self.book.tell()
+            self.channel.send(Recalled())
         elif isinstance(frame, Stop):
             self._in_background(self._stop(frame.seconds))
         elif isinstance(frame, Begin):

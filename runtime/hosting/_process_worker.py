@@ -29,6 +29,7 @@ from ..processes._frames import (
     ProblemsChanged,
     Ready,
     Recall,
+    Recalled,
     Returned,
     Settled,
     Start,
@@ -115,6 +116,9 @@ class ProcessWorker:
         self._process: ChildProcess | None = None
         self._services: ChildServices | None = None
         self._in_flight: dict[int, RoutedDelivery] = {}
+        # How many recalls the process has not answered. What it would get meanwhile, it could begin
+        # before what it returns.
+        self._recalls = 0
         self._bytes = 0
         self._slots: list[int] = []
         self._routes: dict[Route, int] = {}
@@ -162,6 +166,7 @@ class ProcessWorker:
             self._not_launched(error)
             return
         self._slots = list(range(SLOTS - 1, -1, -1))
+        self._recalls = 0
         self._routes = {}
         self._problems = []
         self._services = services = ChildServices(self._lane, process.channel)
@@ -259,6 +264,7 @@ class ProcessWorker:
         """Whether it may be given one more delivery."""
         return (
             self.state is ProcessState.RUNNING
+            and not self._recalls
             and not self._first
             and len(self._in_flight) < self._credit
             and (self._bytes < self._most_bytes or not self._in_flight)
@@ -345,7 +351,8 @@ class ProcessWorker:
 
     def recall(self) -> None:
         """Have what was not started returned."""
-        if self._in_flight:
+        if self._in_flight and self._process is not None:
+            self._recalls += 1
             self._send(Recall())
 
     def interrupt(self, router: Router) -> None:
@@ -406,6 +413,10 @@ class ProcessWorker:
         self._lane.take_back(back)
         self._go_on()
 
+    def _recalled(self) -> None:
+        self._recalls -= 1
+        self._go_on()
+
     def _go_on(self) -> None:
         if self._first:
             self._try_first()
@@ -443,6 +454,8 @@ class ProcessWorker:
             self._settled(frame.slots)
         elif isinstance(frame, Returned):
             self._returned(frame.deliveries)
+        elif isinstance(frame, Recalled):
+            self._recalled()
         elif isinstance(frame, Ready):
             self._is_ready()
         elif isinstance(frame, NotStarted):

@@ -38,6 +38,7 @@ __all__ = [
     "Publish",
     "Ready",
     "Recall",
+    "Recalled",
     "Replied",
     "Returned",
     "Settled",
@@ -383,6 +384,10 @@ class Measured(_FromChild, tag=16, frozen=True):
     series: list[tuple[str, TakenMeasurements]]
 
 
+class Recalled(_FromChild, tag=17, frozen=True):
+    """The answer to `Recall`, after all that had not been started."""
+
+
 FromChild: TypeAlias = (
     Ready
     | NotStarted
@@ -401,5 +406,6 @@ FromChild: TypeAlias = (
     | Failed
     | Stopped
     | ProblemsChanged
+    | Recalled
     | Taken
 )

@@ -85,6 +85,8 @@ class Router(Actor):
         self._outage: Outage | None = None
         self._redelivered = False
         self._epoch = -1
+        # The connection was lost that brought what has come up to this epoch.
+        self._lost = -1
         # The bus has forgotten what it had sent up to this epoch.
         self._forgotten = -1
         self._stopped = False
@@ -259,6 +261,7 @@ class Router(Actor):
         """
         if self._outage is None:
             self._outage = outage = Outage()
+            self._lost = self._epoch
             self._stale.clear()
             for target in self._targets:
                 outage.take(target.mailbox, self._is_mine)
@@ -280,6 +283,9 @@ class Router(Actor):
     def give_back(self, delivery: RoutedDelivery) -> bool:
         """Take back a started delivery that was interrupted before it was settled.
 
+        This may come late, as a child process may be busy: when there is a connection again, and a
+        later receipt of the message waits for the result of this one.
+
         Returns:
             False if it cannot be taken back: nobody would start it again, and the bus will not
             send it again.
@@ -294,7 +300,7 @@ class Router(Actor):
             delivery.withdraw()
         elif self._outage is not None:
             self._outage.give_back(mailbox, delivery)
-        elif self._comes_again(delivery):
+        elif self._is_still_to_come(delivery):
             delivery.withdraw()
         else:
             mailbox.push_front([delivery])
@@ -494,6 +500,14 @@ class Router(Actor):
             and delivery.token >= 0
             and not self.is_last_copy(delivery)
             and not isinstance(delivery, DeliveryPart)
+        )
+
+    def _is_still_to_come(self, delivery: Delivery) -> bool:
+        # With its connection alive, or as another receipt that has come already, it never would.
+        return (
+            delivery.epoch <= self._lost
+            and delivery.successor is None
+            and self._comes_again(delivery)
         )
 
     def is_last_copy(self, delivery: Delivery) -> bool:

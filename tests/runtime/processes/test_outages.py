@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,10 @@ import pytest
 
 from spa_dat import DistributedApplication, Message, Socket
 from spa_dat.errors import PublishUnknown
-from spa_dat.harness.brokers import Kafka, Mosquitto
+from spa_dat.harness.brokers import Kafka, Mosquitto, Proxy
+from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.hosting._process_lane import ProcessLane
+from spa_dat.runtime.hosting._process_worker import ProcessWorker
 from support.kafka_bus import new_prefix
 from support.kafka_ledger import Ledger, seeded
 from support.waiting import eventually
@@ -235,3 +239,52 @@ async def test_a_killed_mosquitto_forgets_only_what_was_not_acknowledged(
     assert acknowledged <= set(ledger.times)
     # It stores what has changed before it looks for more, so it is those of one moment.
     assert len(forgotten) < 20
+
+
+def _worker_of(app: DistributedApplication) -> ProcessWorker:
+    run = runs_of(app).current
+    assert run is not None
+    runner = run.working("write_down")
+    assert runner is not None
+    (lane,) = runner.lanes
+    assert isinstance(lane, ProcessLane)
+    (worker,) = lane.workers
+    return worker
+
+
+@pytest.mark.mosquitto
+async def test_what_a_busy_process_returns_late_is_handled_in_its_place(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    ledger, go_on = Ledger(tmp_path / "ledger"), tmp_path / "go on"
+    path = ledger.path
+    async with Proxy(mosquitto.host, mosquitto.port) as proxy:
+        url = f"mqtt://{proxy.host}:{proxy.port}?keepalive=120&backoff_max=0.5"
+        app = DistributedApplication(url, name="busy", stop_timeout=30)
+
+        @app.application("busy/{number}", placement="process")
+        async def write_down(number: int) -> None:
+            append(path, "key", number)
+            while number == 200 and not go_on.exists():
+                # The whole process, so that it does not hear of anything.
+                time.sleep(0.01)
+
+        other = DistributedApplication(mosquitto.url, name="busy-others")
+        async with app, other:
+            socket, worker = other.socket(), _worker_of(app)
+            # From now on it gets many messages in advance.
+            for number in range(200):
+                socket.post(f"busy/{number}", b"")
+            await ledger.has(200)
+            await eventually(lambda: worker.load == 0)
+            for number in range(200, 210):
+                await socket.publish(f"busy/{number}", b"")
+            await eventually(lambda: worker.load == 10 and len(ledger) == 201)
+            proxy.cut()
+            await eventually(lambda: app.stats["messages.recognised"] == 10)
+            for number in range(210, 220):
+                await socket.publish(f"busy/{number}", b"")
+            go_on.touch()
+            await ledger.has(220)
+        assert ledger.disorder == []
+        assert ledger.repeated == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from typing import cast
 
 import pytest
 
@@ -18,7 +20,11 @@ from spa_dat import (
     on,
 )
 from spa_dat.harness._eventually import Gate
+from spa_dat.runtime.routing._routed_deliveries import Route
+from spa_dat.runtime.routing._router import Router
+from spa_dat.transports import Consumer, Envelope, TopicFilter
 from support.memory import Site
+from support.routing import Session, Worker
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual
@@ -590,3 +596,35 @@ async def test_stop_works_off_what_the_bus_has_forgotten(fails: bool) -> None:
     assert seen == [0, 1, 2]
     assert site.unsettled() == 1
     assert [letter.payload for letter in site.letters()] == ([b"0", b"1", b"2"] if fails else [])
+
+
+# What comes back late, as from a process that was busy.
+
+
+@pytest.mark.parametrize("when", ["before it comes again", "after it", "without a reason"])
+async def test_what_is_given_back_late_is_handled_and_acknowledged_all_the_same(when: str) -> None:
+    router, worker = Router("subscription", Counter()), Worker("a")
+    broker = Session(router)
+    router.consumer = cast(Consumer, broker)
+    router.add(Route(router, worker, 0, TopicFilter.parse("a")))
+    if when == "without a reason":
+        # Another subscription of the actor has lost its connection; this one had before.
+        broker.cut()
+        broker.come_back(kept=True)
+    broker.waiting.append(Envelope(topic="a", payload=b"1"))
+    broker.send(1, together=False)
+    begun = worker.start_next()
+    assert begun is not None
+    worker.running = None
+    if when != "without a reason":
+        broker.cut()
+        broker.come_back(kept=True)
+    if when == "after it":
+        broker.send(1, together=False)
+    assert router.give_back(begun)
+    broker.send(1, together=False)
+    assert worker.start_next() is not None
+    worker.done()
+    assert worker.finished == [1]
+    assert broker.acknowledged == [1]
+    assert len(broker.tracker) == 0

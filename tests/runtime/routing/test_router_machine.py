@@ -84,11 +84,11 @@ class RouterMachine(VirtualMachine):
         self.broker.cut()
 
     @precondition(lambda self: not self.broker.connected)
-    @rule(kept=st.booleans())
+    @rule(kept=st.booleans(), late=st.booleans())
     @step
-    async def connection_is_back(self, kept: bool) -> None:
+    async def connection_is_back(self, kept: bool, late: bool) -> None:
         for worker in self.workers:
-            if worker.interrupted:
+            if worker.interrupted and not late:
                 self.give_back(worker)
         self.session_ended |= self.stopped and not kept
         self.broker.come_back(kept=kept)
@@ -138,9 +138,10 @@ class RouterMachine(VirtualMachine):
 
     @rule(data=st.data())
     @step
-    async def fail_and_give_back(self, data: st.DataObject) -> None:
+    async def give_something_back(self, data: st.DataObject) -> None:
+        """It has failed, or is in a process that was busy, or has another subscription, too."""
         worker = data.draw(st.sampled_from(self.workers))
-        if worker.running is not None and (self.router.holding or self.stopped):
+        if worker.running is not None:
             self.give_back(worker)
 
     @rule(data=st.data())
