@@ -347,7 +347,7 @@ class ActorCell(Generic[A]):
                 self._become(_STARTING)
         except asyncio.CancelledError:
             if self.guard.end is not End.KILL:
-                self.report(ActorError(f"the task of actor {self.address!r} was cancelled"), "task")
+                self.report(ActorError(_task_cancelled(self.address)), "task")
             raise
         except BaseException as error:
             if not isinstance(error, GeneratorExit):
@@ -757,3 +757,11 @@ def _cancelled(cell: ActorCell[Any], error: BaseException) -> ActorError:
     result = ActorError(f"something that actor {cell.address!r} was waiting for was cancelled")
     result.__cause__ = error
     return result
+
+
+def _task_cancelled(address: str) -> str:
+    return (
+        f"the task of actor {address!r} was cancelled, perhaps by asyncio.run(), which cancels all"
+        " tasks when the coroutine that it was given has ended: that has to wait for as long as the"
+        " actors are to run, as `async with app: await app.wait()` does"
+    )

@@ -176,7 +176,8 @@ class Connection:
         return ConnectionLost(
             f"the task that keeps the connection of {self._identifier!r} to"
             f" {self._config.address} was cancelled by other code, such as a handler that cancels"
-            " all tasks"
+            " all tasks, or asyncio.run(), which does so when the coroutine that it was given has"
+            " ended"
         )
 
     async def _run(self) -> None:

@@ -84,3 +84,9 @@ if __name__ == "__main__":
     process.join()
 """
     assert errors_of(tmp_path, "actors", end=end) == _TOLD
+
+
+def test_a_start_whose_event_loop_ends_with_it_is_told_what_to_wait_for(tmp_path: Path) -> None:
+    told = errors_of(tmp_path, "actors", end="import asyncio\nasyncio.run(plant.start())")
+    assert "asyncio.run(), which cancels all tasks" in told
+    assert "await app.wait()" in told
