@@ -121,6 +121,7 @@ __all__ = [
     "is_connected",
     "is_lost",
     "keep_connections",
+    "knows_coordinator",
     "leave",
     "limit_prefetching",
     "look_seldom",
@@ -285,7 +286,7 @@ _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     (MessageBatch, ("_drain_waiter",)),
     (NoGroupCoordinator, ("_reset_committed_task",)),
     (ProduceRequest, ("_topics",)),
-    (TransactionManager, ("_transaction_waiter",)),
+    (TransactionManager, ("_pending_txn_offsets", "_transaction_waiter")),
 )
 _METADATA, _WITH_IDS = 3, 10
 _EPOCH_ENDS, _WITH_THROTTLING = 23, 2
@@ -721,7 +722,7 @@ def overhear(
     *,
     fetched: Callable[[Any], None] | None = None,
     fetches: Callable[[int, bool], None] | None = None,
-    joined: Callable[[int], None] | None = None,
+    joined: Callable[[Any], None] | None = None,
     produced: Callable[[Any], None] | None = None,
     unanswered: Callable[[Sequence[TopicPartition], bool], None] | None = None,
     throttled: Callable[[int], None] | None = None,
@@ -733,7 +734,7 @@ def overhear(
         fetched: called with the topics of each answer to a fetch.
         fetches: called with the broker that each fetch was for, or each question for an offset to
             begin at, and whether it was answered.
-        joined: called with the code of each answer to finding the group and to joining it.
+        joined: called with each answer to finding the coordinator of the group and to joining it.
         produced: called with the topics of each answer to a produce request.
         unanswered: called with the partitions of each produce request without an answer, and
             whether the connection was closed over it, and not lost or refused before.
@@ -763,7 +764,7 @@ def overhear(
             if produced is not None:
                 produced(answer.topics)
         elif joined is not None and isinstance(request, (FindCoordinatorRequest, JoinGroupRequest)):
-            joined(answer.error_code)
+            joined(answer)
         return answer
 
     client.send = send_and_tell
@@ -1044,6 +1045,11 @@ class EpochEndsRequest(Request[_EpochEndsRequestStruct]):  # type: ignore[misc]
 
 
 # Members of groups.
+
+
+def knows_coordinator(consumer: Any) -> bool:
+    """Return whether the member knows the coordinator of its group, and has a connection to it."""
+    return consumer._coordinator.coordinator_id is not None
 
 
 def is_lost(consumer: Any) -> bool:
@@ -1592,8 +1598,10 @@ def guard_transactions(producer: Any) -> None:
 
     def looking(fail: Callable[[BaseException], None]) -> Callable[[BaseException], None]:
         def failing(error: BaseException) -> None:
+            waiting = [waiter for _, _, waiter in manager._pending_txn_offsets]
             fail(error)
-            manager._transaction_waiter.exception()
+            for waiter in (*waiting, manager._transaction_waiter):
+                waiter.exception()
 
         return failing
 

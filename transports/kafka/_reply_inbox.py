@@ -25,7 +25,7 @@ from ._aiokafka_private import (
 )
 from ._client_options import common_options, fetch_options, renewed_options
 from ._config import KafkaConfig
-from ._errors import connect_problem, describe
+from ._errors import address_of, connect_problem, describe
 from ._reachability import MOVED, Reachability
 from ._records import RecordCodec
 from ._topic_facts import topic_facts
@@ -94,6 +94,8 @@ class KafkaReplyInbox:
         self._troubles = Troubles(f"reply inbox {name!r}", surroundings.stats)
         self._guard: PartitionGuard | None = None
         self._task: asyncio.Task[None] | None = None
+        # The brokers that were asked for the end of the topic.
+        self._asked = ""
         # Why there is no connection for replies.
         self._away: str | None = None
         self._on_reply: Callable[[str, Envelope], None] | None = None
@@ -144,11 +146,21 @@ class KafkaReplyInbox:
         keep_connections(client_of(consumer), renew, config.connect_timeout)
         # Replies are worthless later: better to lose some than all that come after them.
         guard = PartitionGuard(consumer, self._troubles, passes_over=True)
+        self._asked = ""
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 await consumer.start()
                 guard.start()
                 await self._take_place(consumer)
+        except TimeoutError as error:
+            await stop_consumer(consumer, _CLOSE_TIMEOUT)
+            if not self._asked:
+                raise
+            raise ConnectionError(
+                f"the end of reply topic {self._name!r} cannot be found out: no answer from"
+                f" {self._asked}, its leader, while others answer: check whether that can be"
+                " reached from here (advertised.listeners)"
+            ) from error
         except BaseException:
             await stop_consumer(consumer, _CLOSE_TIMEOUT)
             raise
@@ -165,6 +177,7 @@ class KafkaReplyInbox:
         if not self._positions:
             # The library itself would determine the end with the first fetch, which may be
             # after the first reply.
+            self._asked = _leaders(client_of(consumer).cluster, places)
             self._positions = await consumer.end_offsets(places)
         self._assign(consumer, places)
 
@@ -251,12 +264,13 @@ class KafkaReplyInbox:
             if guard is not None and guard.busy:
                 await guard.mend(consumer.resume)
                 guard.look_again(consumer.resume)
-            if not fetched:
-                await self._look_for_brokers(reachability)
+            if not fetched and not await self._finds_a_broker(reachability) and guard is not None:
+                guard.forget_silent_leaders()
             if loop.time() >= look:
                 look = loop.time() + self._config.topic_refresh
                 if guard is not None:
                     guard.look_for_leaders()
+                    guard.look_for_silent_leaders()
                     guard.look_for_refusals()
                 if await self._is_another(consumer):
                     raise kafka.UnknownTopicOrPartitionError(self._name)
@@ -271,11 +285,13 @@ class KafkaReplyInbox:
                     task.result()
                     raise kafka.KafkaError("a task of the library has ended")
 
-    async def _look_for_brokers(self, reachability: Reachability) -> None:
-        if not await reachability.reachable() and await reachability.moved():
+    async def _finds_a_broker(self, reachability: Reachability) -> bool:
+        reachable = await reachability.reachable()
+        if not reachable and await reachability.moved():
             raise ConnectionError(MOVED)
         why = reachability.obstacle
         self._away = None if why is None else f"replies cannot be read: {why}"
+        return reachable
 
     def _hand_over(self, record: Any) -> None:
         try:
@@ -307,3 +323,9 @@ class KafkaReplyInbox:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await stop_consumer(consumer, _CLOSE_TIMEOUT)
+
+
+def _leaders(cluster: Any, places: Sequence[TopicPartition]) -> str:
+    brokers = (cluster.broker_metadata(cluster.leader_for_partition(place)) for place in places)
+    named = (f"broker {it.nodeId} at {address_of(it)}" for it in brokers if it is not None)
+    return " and ".join(dict.fromkeys(named))

@@ -10,12 +10,14 @@ from typing import Any
 import aiokafka.errors as kafka_errors
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.client import ConnectionGroup
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
 from spa_dat.errors import ConfigurationError, ConnectFailed
 from spa_dat.testing import Kafka
 from spa_dat.transports import KafkaConfig
-from spa_dat.transports.kafka._errors import connect_problem
+from spa_dat.transports.kafka import _aiokafka_private
+from spa_dat.transports.kafka._errors import GroupRefused, connect_problem
 from spa_dat.transports.kafka.consuming import _commits, _group_member as _member
 from spa_dat.transports.kafka.consuming._group_requests import join_refusal
 from support.kafka_bus import bus_client, create, new_prefix
@@ -88,6 +90,7 @@ def test_each_refusal_says_what_to_do() -> None:
         refusal = join_refusal(error, code, "g", config)
         if refusal is None:
             return None
+        assert isinstance(refusal, GroupRefused)
         problem = connect_problem(refusal, "kafka://h", None)
         assert problem.final is not refusal.may_pass
         assert "'g'" in str(problem.error)
@@ -133,6 +136,56 @@ async def test_who_loses_the_coordinator_for_long_is_not_healthy(
         await eventually(lambda: "no coordinator" in (consumer.trouble or ""))
         consumer._sessions._guard.join_code = 0
         await eventually(lambda: consumer.trouble is None)
+
+
+@pytest.mark.kafka
+async def test_who_cannot_reach_the_coordinator_for_long_is_not_healthy(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_member, "_MOST_LOOKS_IN_VAIN", 2)
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        client = inbox.library._client
+        connect = client._get_conn
+
+        async def connect_to_others(node: Any, **options: Any) -> Any:
+            return None if is_for_group(options) else await connect(node, **options)
+
+        client._get_conn = connect_to_others
+        for (_, group), connection in [*client._conns.items()]:
+            if group == ConnectionGroup.COORDINATION:
+                connection.close()
+        await eventually(lambda: inbox.consumer.trouble)
+        assert (
+            f"the coordinator of group '{prefix}app.actor', broker 1 at {kafka.server}, cannot be"
+            " reached" in (inbox.consumer.trouble or "")
+        )
+        client._get_conn = connect
+        await eventually(lambda: inbox.consumer.trouble is None)
+
+
+@pytest.mark.kafka
+async def test_a_start_names_a_coordinator_that_cannot_be_reached(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = _aiokafka_private._Connections._get
+
+    async def connect_to_others(self: Any, node: Any, **options: Any) -> Any:
+        return None if is_for_group(options) else await connect(self, node, **options)
+
+    monkeypatch.setattr(_aiokafka_private._Connections, "_get", connect_to_others)
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with taker(
+        kafka.server, "a", prefix=prefix, start=False, start_timeout=2.0, rebalance_timeout=600.0
+    ) as inbox:
+        with pytest.raises(ConnectFailed, match=r"coordinator of group.*advertised\.listeners"):
+            await asyncio.wait_for(inbox.consumer.start(), 20)
+
+
+def is_for_group(options: Any) -> bool:
+    return bool(options.get("group") == ConnectionGroup.COORDINATION)
 
 
 @pytest.mark.kafka

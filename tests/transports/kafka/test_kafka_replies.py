@@ -13,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import NewPartitions
 
-from spa_dat.errors import ConfigurationError
+from spa_dat.errors import ConfigurationError, ConnectFailed
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka.consuming import _partition_guard as _guard
@@ -251,6 +251,36 @@ async def test_replies_that_cannot_be_read_are_trouble(
             patch.setattr(cluster, "leader_for_partition", lambda place: -1)
             await eventually(lambda: "has no leader" in (client.bus.trouble or ""))
         await eventually(lambda: client.bus.trouble is None)
+
+
+async def test_replies_whose_broker_cannot_be_reached_are_trouble(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_guard, "_WITHOUT_LEADER", 0.1)
+    async with bus_client(kafka.server, topic_refresh=0.1) as client:
+        inbox: Any = client.bus
+        cluster = inbox._inbox._consumer._client.cluster
+        with monkeypatch.context() as patch:
+            # A broker that others can reach.
+            patch.setattr(cluster, "leader_for_partition", lambda place: 99)
+            await eventually(lambda: client.bus.trouble)
+            assert "broker 99, its leader, answers no fetch" in (client.bus.trouble or "")
+        await eventually(lambda: client.bus.trouble is None)
+        await client.publish(client.bus.reply_address("7"))
+        await eventually(lambda: len(client.replies) == 1)
+
+
+async def test_a_start_names_the_broker_that_does_not_tell_where_replies_end(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_answer(self: Any, places: Any) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(AIOKafkaConsumer, "end_offsets", no_answer)
+    limits: dict[str, Any] = {"start_timeout": 0.5, "connect_timeout": 1.0}
+    async with bus_client(kafka.server, start=False, **limits) as client:
+        with pytest.raises(ConnectFailed, match=rf"the end of reply topic .*at {kafka.server}"):
+            await asyncio.wait_for(client.start(), 60)
 
 
 async def test_applications_without_name_share_their_topics(kafka: Kafka) -> None:

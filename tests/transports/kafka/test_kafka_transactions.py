@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiokafka.errors as kafka
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.structs import OffsetAndMetadata
 
@@ -18,6 +20,7 @@ from spa_dat.errors import ConfigurationError, NotAuthorised, PublishRefused, Un
 from spa_dat.harness.kafka_cluster import Right
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka._aiokafka_private import guard_transactions
 from spa_dat.transports.kafka._records import Record
 from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.producing import _transactions
@@ -309,6 +312,37 @@ async def an_id_that_may_not_be_used_is_named(desk: Desk) -> None:
     producer = desk.make(name)
     with pytest.raises(NotAuthorised, match="transactional id"):
         await producer.start()
+
+
+@program
+async def a_coordinator_that_cannot_be_reached_is_named(desk: Desk) -> None:
+    producer = desk.make()
+    client = producer._library.client
+    ready = client.ready
+
+    async def only_others(node: int, **more: Any) -> bool:
+        return more.get("group") != ConnectionGroup.COORDINATION and bool(await ready(node, **more))
+
+    client.ready = only_others
+    with pytest.raises(ConnectionError, match=r"transactional id .*, broker \d+ at .*advertised"):
+        async with asyncio.timeout(60):
+            await producer.start()
+
+
+@pytest.mark.virtual
+async def test_nothing_is_said_of_offsets_that_nobody_waits_for_any_more() -> None:
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+    library = AIOKafkaProducer(transactional_id="t")
+    library._closed = True
+    guard_transactions(library)
+    manager = library._txn_manager
+    manager.set_pid_and_epoch(1, 0)
+    manager.begin_transaction()
+    manager.add_offsets_to_txn(at("t", 1), "g")
+    manager.fatal_error(kafka.KafkaError("over"))
+    gc.collect()
+    assert complaints == []
 
 
 @pytest.mark.kafka

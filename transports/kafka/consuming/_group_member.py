@@ -20,6 +20,7 @@ from .._aiokafka_private import (
     client_of,
     end_tasks,
     keep_connections,
+    knows_coordinator,
     leave,
     overhear,
     separate_fetches,
@@ -27,6 +28,7 @@ from .._aiokafka_private import (
     watch_topics,
 )
 from .._bus_context import BusContext
+from .._errors import GroupRefused
 from .._reachability import Brokers
 from .._throttling import Throttling
 from .._topic_facts import TopicsRecreated
@@ -88,6 +90,8 @@ class GroupMember(ConsumerSessions):
         )
         self._next_look = 0.0
         self._looks_in_vain = 0
+        # The broker that coordinates the group, while that cannot be reached.
+        self._unreachable = ""
         self._throttling = Throttling(f"consumer {self.identifier!r}", self._stats)
 
     @property
@@ -118,6 +122,7 @@ class GroupMember(ConsumerSessions):
         guard = self._guard = PartitionGuard(consumer, self._troubles)
         self._rebalances.use(consumer, guard)
         pauses = self._pauses = self._pauses_for(consumer, guard)
+        self._looks_in_vain, self._unreachable = 0, ""
         stalled: Assignment | None = None
         try:
             if not await self._unless_interrupted(self._join(consumer, guard)):
@@ -178,7 +183,7 @@ class GroupMember(ConsumerSessions):
         patience = self._config.start_timeout
         async with asyncio.timeout(patience + self._config.rebalance_timeout) as limit:
             give_up = self._give_up_without_coordinator
-            timer = asyncio.get_running_loop().call_later(patience, give_up, guard, limit)
+            timer = asyncio.get_running_loop().call_later(patience, give_up, limit)
             try:
                 await consumer.start()
             except kafka.KafkaError:
@@ -207,9 +212,16 @@ class GroupMember(ConsumerSessions):
                     # The partitions were reassigned meanwhile.
                     await asyncio.sleep(_LOOK_AGAIN)
 
-    def _give_up_without_coordinator(self, guard: PartitionGuard, limit: asyncio.Timeout) -> None:
-        if guard.join_code == NO_COORDINATOR:
+    def _give_up_without_coordinator(self, limit: asyncio.Timeout) -> None:
+        if not self._has_coordinator():
             limit.reschedule(asyncio.get_running_loop().time())
+
+    def _has_coordinator(self) -> bool:
+        guard = self._guard
+        if guard is None or self._consumer is None:
+            return True
+        self._unreachable = "" if knows_coordinator(self._consumer) else guard.coordinator
+        return guard.join_code != NO_COORDINATOR and not self._unreachable
 
     async def _leave(self, consumer: Any, *, for_good: bool) -> None:
         """Stop using this consumer of the library: commit, and give back what it had."""
@@ -228,8 +240,11 @@ class GroupMember(ConsumerSessions):
             self._consumer = self._pauses = None
 
     def _explained(self, error: Exception) -> Exception:
+        return self._refusal_of(error) or error
+
+    def _refusal_of(self, error: Exception) -> GroupRefused | ConnectionError | None:
         code = 0 if self._guard is None else self._guard.join_code
-        return join_refusal(error, code, self._group, self._config) or error
+        return join_refusal(error, code, self._group, self._config, self._unreachable)
 
     def _time_for_last_commit(self) -> float:
         brokers = Brokers.ANSWERING if self._latest is None else self._latest.brokers
@@ -248,12 +263,11 @@ class GroupMember(ConsumerSessions):
     def trouble(self) -> str | None:
         trouble = super().trouble or self._rebalances.trouble
         if trouble is None and self._looks_in_vain >= _MOST_LOOKS_IN_VAIN:
-            return str(join_refusal(TimeoutError(), NO_COORDINATOR, self._group, self._config))
+            return str(self._refusal_of(TimeoutError()))
         return trouble
 
     async def _look(self) -> None:
-        found = self._guard is None or self._guard.join_code != NO_COORDINATOR
-        self._looks_in_vain = 0 if found else self._looks_in_vain + 1
+        self._looks_in_vain = 0 if self._has_coordinator() else self._looks_in_vain + 1
         if self._rebalances.misplaced is not None:
             raise self._rebalances.misplaced
         await super()._look()

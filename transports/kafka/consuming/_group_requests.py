@@ -39,8 +39,8 @@ _NO_MEMBER = (
 
 
 def join_refusal(
-    error: BaseException, code: int, group: str, config: KafkaConfig
-) -> GroupRefused | None:
+    error: BaseException, code: int, group: str, config: KafkaConfig, unreachable: str = ""
+) -> GroupRefused | ConnectionError | None:
     """Return why the group does not let us join; None if the error has another reason.
 
     Args:
@@ -48,6 +48,7 @@ def join_refusal(
         code: the cluster's answer to the last attempt to join; 0 if it succeeded.
         group: its id.
         config: what was requested.
+        unreachable: the broker that coordinates it, if that cannot be reached; otherwise empty.
     """
     if code == NO_COORDINATOR and isinstance(error, (kafka.KafkaError, TimeoutError)):
         return GroupRefused(
@@ -55,6 +56,12 @@ def join_refusal(
             " __consumer_offsets are away, or there are too few of them to create it (see"
             " offsets.topic.replication.factor)",
             may_pass=True,
+        )
+    if unreachable and isinstance(error, TimeoutError):
+        return ConnectionError(
+            f"the coordinator of group {group!r}, {unreachable}, cannot be reached, while others"
+            " can: check whether that can be reached from here (advertised.listeners), and"
+            " max.connections.per.ip"
         )
     if not isinstance(error, kafka.KafkaError):
         return None

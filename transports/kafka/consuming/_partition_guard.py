@@ -79,6 +79,7 @@ class PartitionGuard:
         held: the partitions that are paused over it, and when each is retried (loop time).
         join_code: the cluster's answer to the last attempt to find the group and join it; 0 if it
             succeeded.
+        coordinator: which broker coordinates the group, as the cluster says; empty before.
     """
 
     def __init__(self, consumer: Any, troubles: Troubles, *, passes_over: bool = False) -> None:
@@ -87,6 +88,7 @@ class PartitionGuard:
         self.found: dict[TopicPartition, Unreadable] = {}
         self.held: dict[TopicPartition, float] = {}
         self.join_code = 0
+        self.coordinator = ""
         self._consumer = consumer
         self._troubles = troubles
         # Those that are being retried, or had trouble with an earlier consumer.
@@ -126,6 +128,11 @@ class PartitionGuard:
     def busy(self) -> bool:
         """Whether there is anything to `mend` or to `look_again` at."""
         return bool(self.found or self.held or self._tried)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the last fetch from some broker was not answered."""
+        return bool(self._unanswering)
 
     def keeps(self, partition: TopicPartition) -> bool:
         """Return whether the partition is paused because it cannot be read."""
@@ -292,8 +299,10 @@ class PartitionGuard:
     ) -> None:
         self.note(partition, Unreadable(error, offset, beyond))
 
-    def _hear_of_joining(self, code: int) -> None:
-        self.join_code = code
+    def _hear_of_joining(self, answer: Any) -> None:
+        self.join_code = answer.error_code
+        if not answer.error_code and hasattr(answer, "coordinator_id"):
+            self.coordinator = f"broker {answer.coordinator_id} at {address_of(answer)}"
 
     def _hear_of_fetch(self, node: int, answered: bool) -> None:
         if answered:

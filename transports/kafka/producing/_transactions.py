@@ -23,7 +23,13 @@ import aiokafka.errors as kafka
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from ....errors import ConfigurationError, NotAuthorised, PublishRefused, SpaDatError, UnknownTopic
+from ....errors import (
+    ConfigurationError,
+    NotAuthorised,
+    PublishRefused,
+    SpaDatError,
+    UnknownTopic,
+)
 from ..._commit_steps import Reached
 from .._aiokafka_private import (
     add_record,
@@ -36,7 +42,7 @@ from .._aiokafka_private import (
 )
 from .._client_options import common_options, renewed_options
 from .._config import KafkaConfig
-from .._errors import error_for, publish_refusal
+from .._errors import address_of, error_for, publish_refusal
 from .._partitioner import hash_of
 from .._records import Record
 from ._closed_connections import ClosedConnections, ClosedOver, refused_publish
@@ -147,7 +153,14 @@ class TransactionalProducer:
         self._closings = ClosedConnections()
         # Fails when the broker closes its connections over what is sent.
         self._closed_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        overhear(client, produced=self._hear, unanswered=self._hear_nothing)
+        # Which broker coordinates the transactions, as the cluster says; empty before.
+        self._coordinator = ""
+        overhear(
+            client,
+            joined=self._hear_of_coordinator,
+            produced=self._hear,
+            unanswered=self._hear_nothing,
+        )
 
     async def start(self) -> None:
         """Connect, and fence all earlier producers with the id.
@@ -166,6 +179,16 @@ class TransactionalProducer:
                 await self._library.start()
             if self._closed:
                 raise kafka.ProducerClosed
+        except TimeoutError as error:
+            await self._end()
+            if not self._coordinator:
+                raise
+            raise ConnectionError(
+                f"the coordinator of the transactional id {self._identifier!r},"
+                f" {self._coordinator}, does not answer, while others do: check whether that can be"
+                " reached from here (advertised.listeners), and that enough of the brokers with the"
+                " topic __transaction_state are up"
+            ) from error
         except kafka.TransactionalIdAuthorizationFailed as error:
             await self._end()
             raise NotAuthorised(
@@ -446,6 +469,10 @@ class TransactionalProducer:
             self._closed_over.set_exception(ClosedOver(count, "a transaction"))
             # Perhaps nothing waits.
             self._closed_over.exception()
+
+    def _hear_of_coordinator(self, answer: Any) -> None:
+        if not answer.error_code:
+            self._coordinator = f"broker {answer.coordinator_id} at {address_of(answer)}"
 
     def _hear(self, topics: Any) -> None:
         for topic, partitions in topics:
