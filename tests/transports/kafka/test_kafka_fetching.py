@@ -114,6 +114,7 @@ class Here:
 def all_readable() -> Any:
     return SimpleNamespace(
         busy=False,
+        unanswered=False,
         keeps=lambda partition: False,
         look_for_leaders=lambda: None,
         look_for_refusals=lambda: None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,8 @@ from spa_dat.transports import KafkaConfig, Subscription
 from spa_dat.transports.kafka import _topic_facts
 from spa_dat.transports.kafka._aiokafka_private import keep_connections, separate_fetches
 from spa_dat.transports.kafka._client_options import renewed_options
-from spa_dat.transports.kafka.consuming import _fetching
+from spa_dat.transports.kafka.consuming import _fetching, _partition_guard as _guard
+from spa_dat.transports.kafka.consuming._partition_guard import PartitionGuard
 from support.kafka_bus import admin, bus_client, create, new_prefix
 from support.kafka_consuming import Taker, taker
 from support.waiting import eventually
@@ -109,6 +110,29 @@ async def test_a_fetch_does_not_wait_for_one_that_was_cancelled(kafka: Kafka) ->
         node = client.get_random_node()
         answer = await asyncio.wait_for(client.send(node, fetch_of(name, 1, 0)), 60)
         assert answer.topics[0][1][0][-1]
+
+
+async def test_a_broker_that_soon_closes_idle_connections_is_not_called_unreachable(
+    own_kafka: Callable[..., Kafka], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_guard, "_WITHOUT_LEADER", 5.0)
+    hear, closed = PartitionGuard._hear_of_fetch, 0
+
+    def counting(guard: PartitionGuard, node: int, answered: bool) -> None:
+        nonlocal closed
+        closed += not answered
+        hear(guard, node, answered)
+
+    monkeypatch.setattr(PartitionGuard, "_hear_of_fetch", counting)
+    broker = own_kafka(properties={"connections.max.idle.ms": "1000"})
+    prefix = new_prefix()
+    await create(broker.server, f"{prefix}a")
+    async with taker(broker.server, "a", prefix=prefix, **IDLE) as one:
+        await eventually(lambda: closed >= 9)
+        assert one.consumer.trouble is None
+        assert one.stats["kafka.partitions_held"] == 0
+        await publish(broker, f"{prefix}a", 0)
+        await one.has("0")
 
 
 async def test_a_new_partition_is_read_at_once(kafka: Kafka) -> None:

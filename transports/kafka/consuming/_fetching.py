@@ -225,7 +225,8 @@ class Fetching:
         assignment = self._current()
         unsettled = assignment is not None and bool(assignment.unsettled)
         idle = not unsettled and not self._guard.busy and now - self._last >= _RESTS_AFTER
-        self._rest(rests=idle and self._may_rest)
+        # A broker may close a connection over which nothing comes for less than a long fetch takes.
+        self._rest(rests=idle and self._may_rest and not self._guard.unanswered)
         if idle:
             # One turn of the loop for all idle consumers: most of what each costs is the waking.
             seconds = _until_the_next_look(now)
