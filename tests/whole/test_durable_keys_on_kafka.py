@@ -26,6 +26,7 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError, NotHere, RemoteError
+from spa_dat.harness.kafka_cluster import Right
 from spa_dat.runtime.hosting._durable_lane import ALREADY_HANDLED
 from spa_dat.runtime.hosting._durable_unit_lane import DurableUnitLane, WrongKey
 from spa_dat.runtime.hosting._keyed_lane import KeyedLane
@@ -117,6 +118,25 @@ def test_states_come_back_after_a_restart_and_after_a_crash(once: bool) -> None:
         assert counts(harness, "a") == [1, 2, 3, 4]
         assert counts(harness, "b") == [1, 2]
         assert harness.state("work", key="b") == Count(2)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_no_message_is_to_blame_if_states_may_not_be_written(once: bool) -> None:
+    app = counting(once=once)
+    with Harness(app) as harness:
+        harness.publish("work/a", 1)
+        harness.settle()
+        log = "_spa.state.app.work"
+        cluster_of(harness).deny(Right.WRITE_TOPIC, log)
+        harness.publish("work/a", 2)
+        harness.advance(30)
+        assert app.stats["dead_letters.stored"] == 0
+        assert f"refused the publish to '{log}': not authorised" in app.problems["work"]
+        cluster_of(harness).allow(Right.WRITE_TOPIC, log)
+        harness.advance(30)
+        assert app.healthy
+        assert sorted({*counts(harness)}) == [1, 2]
+        assert harness.state("work", key="a") == Count(2)
 
 
 def test_a_state_that_went_is_loaded_again() -> None:

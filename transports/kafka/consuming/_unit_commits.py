@@ -11,12 +11,14 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from ...._limited_log import LimitedLog
 from ...._logs import get_logger
+from ....errors import ConfigurationError, NotAuthorised, UnknownTopic
 from ..._commit_steps import Reached
 from .._config import KafkaConfig
 from .._errors import describe
 from .._offset_notes import offset_note
 from .._records import Record
-from ..producing._transactions import Placed, TransactionalProducer, TransactionFailed
+from ..producing._partition_queue import REFUSED_FOR_ALL
+from ..producing._transactions import Placed, Refusals, TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
 from ._changelog import wake_header
 from ._snapshot_file import Place
@@ -32,6 +34,8 @@ _INTERVAL = 0.1
 # What a transaction costs, so that many partitions do not take all of the time.
 _INTERVAL_OF_A_PARTITION = 0.005
 _MOST_OUTCOMES = 5_000
+# Why a topic takes nothing, whatever it is.
+_ABOUT_TOPICS = (*REFUSED_FOR_ALL, ConfigurationError, NotAuthorised, UnknownTopic)
 
 
 class _Committed:
@@ -227,9 +231,10 @@ class UnitCommits:
             )
         except TransactionFailed as error:
             it.failed = True
-            if error.refusals is not None:
-                unit.refusals.add(error.refusals, [source_of(taken) for taken in origins])
-            self._fail(unit, error)
+            refusals, why = _of_messages(error, len(records))
+            if refusals is not None:
+                unit.refusals.add(refusals, [source_of(taken) for taken in origins])
+            self._fail(unit, why)
             return
         if reached is not None:
             await reached("committed")
@@ -326,6 +331,26 @@ class UnitCommits:
             if due is None:
                 return
             await self._commit(it, due)
+
+
+def _of_messages(error: TransactionFailed, count: int) -> tuple[Refusals | None, TransactionFailed]:
+    """Return what was refused that messages are to blame for, and why the transaction has failed.
+
+    No message is to blame if the changelog takes no state at all, as when it may not be written.
+
+    Args:
+        error: of the transaction.
+        count: how many of its records were published by handlers; states are behind them.
+    """
+    refusals = error.refusals
+    if refusals is None or not isinstance(error.__cause__, _ABOUT_TOPICS):
+        return refusals, error
+    of_states = [why for at, why in refusals.errors.items() if at >= count]
+    if not of_states:
+        return refusals, error
+    others = {at: why for at, why in refusals.errors.items() if at < count}
+    left = Refusals(others, refusals.certain) if others else None
+    return left, TransactionFailed(of_states[0], left)
 
 
 async def _keep(states: PartitionStates, place: Place) -> None:
