@@ -559,7 +559,14 @@ class Run:
         Args:
             call: what was called, for the error.
         """
-        if asyncio.get_running_loop() is not self._loop:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"{call} of application {self._name!r} was awaited where no event loop is running,"
+                " as in a process that a handler or a test has forked off: end that with os._exit()"
+            ) from None
+        if here is not self._loop:
             raise ConfigurationError(
                 f"{call} of application {self._name!r} was awaited on another event loop than the"
                 " one that it was started on: await both on one loop, which a test and the fixtures"

@@ -97,6 +97,11 @@ def read_signature(
         raise ConfigurationError(
             f"{name} is a generator; a handler returns its reply and publishes anything else"
         )
+    if any(hasattr(f, "dispatch") and hasattr(f, "registry") for f in layers):
+        raise ConfigurationError(
+            f"{name} is a functools.singledispatch, which looks at its first argument, but"
+            " arguments are given by name; write a handler that calls it"
+        )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError, NameError) as error:

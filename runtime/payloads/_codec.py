@@ -449,6 +449,12 @@ def _no_payload(annotation: Any, error: Exception) -> str:
             " top level of the module and not in a function, and import it not only for type"
             " checking"
         )
+    if any(
+        base.__module__.startswith("pydantic.v1.") for base in getattr(annotation, "__mro__", ())
+    ):
+        return (
+            f"{what} it is a model of pydantic.v1; derive it from pydantic.BaseModel of version 2"
+        )
     return (
         f"{what} {error}; use bytes, str, int, float, bool, None, dict, list, a dataclass, a"
         " TypedDict, a msgspec.Struct or a pydantic model"

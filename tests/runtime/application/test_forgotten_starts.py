@@ -90,3 +90,18 @@ def test_a_start_whose_event_loop_ends_with_it_is_told_what_to_wait_for(tmp_path
     told = errors_of(tmp_path, "actors", end="import asyncio\nasyncio.run(plant.start())")
     assert "asyncio.run(), which cancels all tasks" in told
     assert "await app.wait()" in told
+
+
+def test_a_forked_process_that_leaves_the_application_is_told_what_it_is(tmp_path: Path) -> None:
+    end = """
+import asyncio, os
+async def main():
+    async with plant:
+        child = os.fork()
+        if child == 0:
+            return
+        os.waitpid(child, 0)
+asyncio.run(main())
+"""
+    told = errors_of(tmp_path, "actors", end=end)
+    assert "aclose() of application 'mill' was awaited where no event loop is running" in told

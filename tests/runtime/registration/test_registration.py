@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any, ClassVar
 
 import pytest
@@ -923,3 +923,24 @@ def test_the_payloads_of_a_batch_may_be_called_so(app: DistributedApplication) -
 
         @app.application("b")
         async def misspelt(payloads: list[str]) -> None: ...
+
+
+def test_a_function_that_dispatches_on_its_first_argument_is_refused() -> None:
+    @singledispatch
+    def handle(number: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"singledispatch.*a handler that calls it"):
+        DistributedApplication("memory://", name="app").application("a")(handle)
+
+
+def test_a_model_of_an_earlier_pydantic_is_named_as_one() -> None:
+    v1 = pytest.importorskip("pydantic.v1")
+    model: Any = type("Reading", (v1.BaseModel,), {"__annotations__": {"n": int}})
+
+    async def handle(reading: object) -> None: ...
+
+    handle.__annotations__["reading"] = model
+    with pytest.raises(
+        ConfigurationError, match=r"pydantic\.v1; derive it from pydantic.BaseModel"
+    ):
+        DistributedApplication("memory://", name="app").application("a")(handle)
