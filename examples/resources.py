@@ -68,8 +68,8 @@ async def report(room: str, db: aiosqlite.Connection) -> Report:
 async def thermometer(socket: Socket) -> None:
     for celsius in (12.0, 13.0, 14.0):
         # A request, so that it is stored when we go on.
-        await socket.request("cellar/wine/temperature", Reading(celsius), timeout=5)
-    result = await socket.request("cellar/wine/report", reply=Report, timeout=5)
+        await socket.request("cellar/wine/temperature", Reading(celsius))
+    result = await socket.request("cellar/wine/report", reply=Report)
     print(f"wine: {result.readings} readings, {result.mean:.1f} °C on average")
     app.stop()
 
