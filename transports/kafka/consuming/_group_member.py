@@ -218,8 +218,7 @@ class GroupMember(ConsumerSessions):
 
     def _has_coordinator(self) -> bool:
         guard = self._guard
-        if guard is None or self._consumer is None:
-            return True
+        assert guard is not None
         self._unreachable = "" if knows_coordinator(self._consumer) else guard.coordinator
         return guard.join_code != NO_COORDINATOR and not self._unreachable
 
