@@ -58,8 +58,8 @@ from ..routing._routed_deliveries import Route, RoutedDelivery
 from ..routing._router import Router
 from ..routing._subscriptions import router_of
 from ._child_loop import child_loop
-from ._parent_bus import Book, ParentProvider, piped
-from ._parent_log import PipeLog
+from ._parent_bus import Book, ParentProvider, delivery_in
+from ._parent_log import ParentLog
 
 if TYPE_CHECKING:
     from ..diagnostics._stop_report import StopReport
@@ -166,7 +166,7 @@ class ChildMain:
         self.over: asyncio.Future[None] = self._loop.create_future()
         self._stopping = False
         self._gives_back = False
-        self._log: PipeLog | None = None
+        self._log: ParentLog | None = None
 
     # The parent's frames.
 
@@ -191,7 +191,7 @@ class ChildMain:
 
     def _deliver(self, frame: Deliver) -> None:
         route = self._routes[frame.route]
-        delivery = piped(frame, self.book)
+        delivery = delivery_in(frame, self.book)
         route.router.put_in(delivery, route)
         if self._gives_back:
             self.recall()
@@ -227,7 +227,7 @@ class ChildMain:
     # Start and stop.
 
     async def _start(self, frame: Start) -> None:
-        self._log = PipeLog(self.channel, frame.levels)
+        self._log = ParentLog(self.channel, frame.levels)
         try:
             self._run = run = self._make_run(frame)
             await run.start()

@@ -48,7 +48,7 @@ from ..processes._frames import (
     tag_of,
 )
 
-__all__ = ["ParentBus", "ParentConsumer", "ParentProvider", "PipedDelivery"]
+__all__ = ["ParentBus", "ParentConsumer", "ParentDelivery", "ParentProvider"]
 
 _SETTLED, _RETURNED = tag_of(Settled), tag_of(Returned)
 _POST, _PUBLISH, _PARK, _CANCEL = tag_of(Post), tag_of(Publish), tag_of(Park), tag_of(Cancel)
@@ -58,7 +58,7 @@ _COUNT_AFTER = 0.02
 _QUEUED, _RUNNING = DeliveryState.QUEUED, DeliveryState.RUNNING
 
 
-class PipedDelivery(Delivery):
+class ParentDelivery(Delivery):
     """A delivery of the parent's. What becomes of it is written where the parent can read it."""
 
     def start(self) -> bool:
@@ -370,7 +370,7 @@ class ParentBus(Bus):
 
 
 class ParentProvider(SocketProvider):
-    """Opens the pipe's bus; made in the child.
+    """Opens the parent's bus; made in the child.
 
     Args:
         channel: the way to the parent.
@@ -415,12 +415,12 @@ class ParentProvider(SocketProvider):
         """Do nothing: the parent has checked it, or does."""
 
 
-def piped(frame: Deliver, book: Book) -> PipedDelivery:
+def delivery_in(frame: Deliver, book: Book) -> ParentDelivery:
     """Return what a frame delivers."""
     envelope = frame.envelope
     size = len(envelope.payload)
     epoch = -1 if frame.last else 0
-    delivery = PipedDelivery(envelope, epoch, frame.slot, book, size)  # type: ignore[arg-type]
+    delivery = ParentDelivery(envelope, epoch, frame.slot, book, size)  # type: ignore[arg-type]
     delivery.attempts = frame.attempts
     book.known[frame.slot] = delivery
     return delivery

@@ -14,14 +14,14 @@ from ..._texts import encodable
 from ..processes._channel import Channel
 from ..processes._frames import Logged
 
-__all__ = ["PipeLog"]
+__all__ = ["ParentLog"]
 
 _MOST_PENDING = 1_048_576
 _LONGEST = 32_768
 _MOST_FROM_THREADS = 1_000
 
 
-class PipeLog(logging.Handler):
+class ParentLog(logging.Handler):
     """Sends what is logged to the parent; what is too much is left out and counted.
 
     In a process that the child forks off it writes to standard error: the pipe is the child's.

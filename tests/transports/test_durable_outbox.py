@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 import resource
 import sqlite3
@@ -37,12 +36,11 @@ from spa_dat.transports import (
     Receiver,
     Subscription,
     Surroundings,
-    _durable_outbox,
 )
 from spa_dat.transports._durable_outbox import DurableOutbox
 from spa_dat.transports._outbox_options import OutboxFile
-from spa_dat.transports._sqlite_file import SqliteFile
 from spa_dat.transports.memory import MemoryConfig
+from support.failing_disk import fail_to_synchronise
 
 IDENTITY = Identity("plant", "0")
 
@@ -541,18 +539,7 @@ async def test_a_file_that_is_removed_while_it_is_in_use_is_noticed(
 async def test_posts_that_the_disk_has_not_confirmed_wait_until_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_durable_outbox, "_AGAIN", 0.01)
-    failures = 3
-    sync = SqliteFile.sync
-
-    def failing(file: SqliteFile) -> None:
-        nonlocal failures
-        failures -= 1
-        if failures >= 0:
-            raise OSError(errno.EIO, "the disk is away for a moment")
-        sync(file)
-
-    monkeypatch.setattr(SqliteFile, "sync", failing)
+    synchronised = fail_to_synchronise(monkeypatch, 3)
     async with living(tmp_path, []) as life:
         posted = [life.post(number) for number in range(3)]
         with pytest.raises(PublishUnknown, match="away for a moment") as unknown:
@@ -560,7 +547,7 @@ async def test_posts_that_the_disk_has_not_confirmed_wait_until_it_does(
         assert unknown.value.outage, "a handler is called again"
         assert not any(post.done() for post in posted)
         await asyncio.wait_for(asyncio.gather(*posted), 60)
-        assert failures < 0
+        assert synchronised()
         assert life.outbox.trouble == "there is no connection"
 
 

@@ -5,7 +5,6 @@ away.
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 import subprocess
 import sys
@@ -16,9 +15,8 @@ import pytest
 
 from spa_dat import DistributedApplication, Message, OutboxFile, Socket
 from spa_dat.testing import Kafka, Mosquitto
-from spa_dat.transports import _durable_outbox
-from spa_dat.transports._sqlite_file import SqliteFile
 from support import durable_publisher_path
+from support.failing_disk import fail_to_synchronise
 from support.kafka_bus import new_prefix
 from support.machine import examples
 from support.waiting import eventually
@@ -150,18 +148,7 @@ async def test_a_disk_that_fails_once_does_not_leave_an_actor_deaf(
     mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not acknowledged keeps all that comes behind it from being received."""
-    monkeypatch.setattr(_durable_outbox, "_AGAIN", 0.01)
-    failures = 1
-    sync = SqliteFile.sync
-
-    def failing(file: SqliteFile) -> None:
-        nonlocal failures
-        if failures:
-            failures -= 1
-            raise OSError(errno.EIO, "the disk is away for a moment")
-        sync(file)
-
-    monkeypatch.setattr(SqliteFile, "sync", failing)
+    synchronised = fail_to_synchronise(monkeypatch, 1)
     handled: list[int] = []
     app = DistributedApplication(
         mosquitto.url, name="once-deaf", outbox=OutboxFile(folder=tmp_path)
@@ -177,6 +164,6 @@ async def test_a_disk_that_fails_once_does_not_leave_an_actor_deaf(
             await sender.socket().publish("once-deaf/in", number)
         await eventually(lambda: len(handled) >= 20)
         await eventually(lambda: app.healthy)
-    assert not failures
+    assert synchronised()
     assert handled == list(range(20))
     assert app.stats["posts.unconfirmed"] == 0

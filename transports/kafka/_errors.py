@@ -22,6 +22,7 @@ from .._connect_failures import ConnectProblem, describe_failure, is_wrong_setup
 from .._credentials import PasswordUnavailable
 
 __all__ = [
+    "REACHABLE_FROM_HERE",
     "TRANSLATIONS",
     "GroupRefused",
     "InvalidRecordError",
@@ -32,6 +33,7 @@ __all__ = [
     "UnsupportedCompressionError",
     "WrongLoginAnswer",
     "address_of",
+    "broker_at",
     "connect_problem",
     "describe",
     "error_for",
@@ -40,6 +42,9 @@ __all__ = [
     "publish_refusal",
     "translate",
 ]
+
+REACHABLE_FROM_HERE = "check whether that can be reached from here (advertised.listeners)"
+"""What to do about a broker that does not answer while others do."""
 
 # Characters, as of a name in DNS.
 _LONGEST_HOST = 255
@@ -226,6 +231,11 @@ def translate(cause: BaseException, what: str) -> TransportError:
 def address_of(broker: Any) -> str:
     """Return what a broker advertises, on one line; its host may be any text."""
     return f"{escaped(broker.host, _LONGEST_HOST)}:{broker.port}"
+
+
+def broker_at(number: int, broker: Any) -> str:
+    """Name a broker by its number, and by what it advertises unless that is unknown (None)."""
+    return f"broker {number}" if broker is None else f"broker {number} at {address_of(broker)}"
 
 
 def describe(cause: BaseException) -> str:

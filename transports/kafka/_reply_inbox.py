@@ -25,7 +25,7 @@ from ._aiokafka_private import (
 )
 from ._client_options import common_options, fetch_options, renewed_options
 from ._config import KafkaConfig
-from ._errors import address_of, connect_problem, describe
+from ._errors import REACHABLE_FROM_HERE, broker_at, connect_problem, describe
 from ._reachability import MOVED, Reachability
 from ._records import RecordCodec
 from ._topic_facts import topic_facts
@@ -158,8 +158,7 @@ class KafkaReplyInbox:
                 raise
             raise ConnectionError(
                 f"the end of reply topic {self._name!r} cannot be found out: no answer from"
-                f" {self._asked}, its leader, while others answer: check whether that can be"
-                " reached from here (advertised.listeners)"
+                f" {self._asked}, its leader, while others answer: {REACHABLE_FROM_HERE}"
             ) from error
         except BaseException:
             await stop_consumer(consumer, _CLOSE_TIMEOUT)
@@ -327,5 +326,5 @@ class KafkaReplyInbox:
 
 def _leaders(cluster: Any, places: Sequence[TopicPartition]) -> str:
     brokers = (cluster.broker_metadata(cluster.leader_for_partition(place)) for place in places)
-    named = (f"broker {it.nodeId} at {address_of(it)}" for it in brokers if it is not None)
+    named = (broker_at(it.nodeId, it) for it in brokers if it is not None)
     return " and ".join(dict.fromkeys(named))

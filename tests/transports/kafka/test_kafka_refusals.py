@@ -21,7 +21,7 @@ from spa_dat.transports.kafka._errors import GroupRefused, connect_problem
 from spa_dat.transports.kafka.consuming import _commits, _group_member as _member
 from spa_dat.transports.kafka.consuming._group_requests import join_refusal
 from support.kafka_bus import bus_client, create, new_prefix
-from support.kafka_consuming import taker
+from support.kafka_consuming import Taker, taker
 from support.waiting import eventually
 
 
@@ -107,29 +107,41 @@ def test_each_refusal_says_what_to_do() -> None:
     assert "does not act as a consumer" in (said(kafka_errors.KafkaError(garbled)) or "")
 
 
+async def start(server: str) -> None:
+    """Start a member with little patience for a coordinator, and much for a rebalance."""
+    prefix = new_prefix()
+    await create(server, f"{prefix}a")
+    async with taker(
+        server, "a", prefix=prefix, start=False, start_timeout=2.0, rebalance_timeout=600.0
+    ) as inbox:
+        await asyncio.wait_for(inbox.consumer.start(), 20)
+
+
+@contextlib.asynccontextmanager
+async def impatient(server: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Taker]:
+    """Have a member that soon says that its group has no coordinator."""
+    monkeypatch.setattr(_member, "_MOST_LOOKS_IN_VAIN", 2)
+    prefix = new_prefix()
+    await create(server, f"{prefix}a")
+    async with taker(server, "a", prefix=prefix) as inbox:
+        yield inbox
+
+
 @pytest.mark.kafka
 async def test_a_cluster_that_cannot_look_after_groups_says_why(
     own_kafka: Callable[..., Kafka],
 ) -> None:
     # What a default broker does that is alone.
     broker = own_kafka(properties={"offsets.topic.replication.factor": "3"})
-    prefix = new_prefix()
-    await create(broker.server, f"{prefix}a")
-    async with taker(
-        broker.server, "a", prefix=prefix, start=False, start_timeout=2.0, rebalance_timeout=600.0
-    ) as inbox:
-        with pytest.raises(ConfigurationError, match=r"no coordinator for group.*too few"):
-            await asyncio.wait_for(inbox.consumer.start(), 20)
+    with pytest.raises(ConfigurationError, match=r"no coordinator for group.*too few"):
+        await start(broker.server)
 
 
 @pytest.mark.kafka
 async def test_who_loses_the_coordinator_for_long_is_not_healthy(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_member, "_MOST_LOOKS_IN_VAIN", 2)
-    prefix = new_prefix()
-    await create(kafka.server, f"{prefix}a")
-    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+    async with impatient(kafka.server, monkeypatch) as inbox:
         consumer: Any = inbox.consumer
         assert consumer.trouble is None
         consumer._sessions._guard.join_code = 15
@@ -142,10 +154,7 @@ async def test_who_loses_the_coordinator_for_long_is_not_healthy(
 async def test_who_cannot_reach_the_coordinator_for_long_is_not_healthy(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_member, "_MOST_LOOKS_IN_VAIN", 2)
-    prefix = new_prefix()
-    await create(kafka.server, f"{prefix}a")
-    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+    async with impatient(kafka.server, monkeypatch) as inbox:
         client = inbox.library._client
         connect = client._get_conn
 
@@ -157,9 +166,10 @@ async def test_who_cannot_reach_the_coordinator_for_long_is_not_healthy(
             if group == ConnectionGroup.COORDINATION:
                 connection.close()
         await eventually(lambda: inbox.consumer.trouble)
+        group = f"{inbox.client.config.prefix}app.actor"
         assert (
-            f"the coordinator of group '{prefix}app.actor', broker 1 at {kafka.server}, cannot be"
-            " reached" in (inbox.consumer.trouble or "")
+            f"the coordinator of group '{group}', broker 1 at {kafka.server}, cannot be reached"
+            in (inbox.consumer.trouble or "")
         )
         client._get_conn = connect
         await eventually(lambda: inbox.consumer.trouble is None)
@@ -175,13 +185,8 @@ async def test_a_start_names_a_coordinator_that_cannot_be_reached(
         return None if is_for_group(options) else await connect(self, node, **options)
 
     monkeypatch.setattr(_aiokafka_private._Connections, "_get", connect_to_others)
-    prefix = new_prefix()
-    await create(kafka.server, f"{prefix}a")
-    async with taker(
-        kafka.server, "a", prefix=prefix, start=False, start_timeout=2.0, rebalance_timeout=600.0
-    ) as inbox:
-        with pytest.raises(ConnectFailed, match=r"coordinator of group.*advertised\.listeners"):
-            await asyncio.wait_for(inbox.consumer.start(), 20)
+    with pytest.raises(ConnectFailed, match=r"coordinator of group.*advertised\.listeners"):
+        await start(kafka.server)
 
 
 def is_for_group(options: Any) -> bool:

@@ -10,7 +10,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from .._aiokafka_private import client_of, commit_offsets, committed_offsets, describe_group
 from .._config import KafkaConfig
-from .._errors import GroupRefused
+from .._errors import REACHABLE_FROM_HERE, GroupRefused
 from .._offset_notes import Claim, claims_of, is_of_deleted_topic, is_ours, offset_note, rewound_to
 from ._leader_epochs import LeaderEpochs
 
@@ -60,8 +60,7 @@ def join_refusal(
     if unreachable and isinstance(error, TimeoutError):
         return ConnectionError(
             f"the coordinator of group {group!r}, {unreachable}, cannot be reached, while others"
-            " can: check whether that can be reached from here (advertised.listeners), and"
-            " max.connections.per.ip"
+            f" can: {REACHABLE_FROM_HERE}, and max.connections.per.ip"
         )
     if not isinstance(error, kafka.KafkaError):
         return None

@@ -20,7 +20,7 @@ from .._aiokafka_private import (
     overhear,
     read_leniently,
 )
-from .._errors import address_of, describe, error_for
+from .._errors import broker_at, describe, error_for
 from ._unreadable_reports import LeaderUnreachable, Troubles, Unreadable
 
 __all__ = ["PartitionGuard"]
@@ -254,9 +254,8 @@ class PartitionGuard:
                 if problem is not None and isinstance(problem.error, LeaderUnreachable):
                     self._is_over(partition)
             elif problem is None and now - since >= _WITHOUT_LEADER:
-                broker = cluster.broker_metadata(leader)
-                where = "" if broker is None else f" at {address_of(broker)}"
-                error = LeaderUnreachable(f"broker {leader}{where}, its leader, answers no fetch")
+                broker = broker_at(leader, cluster.broker_metadata(leader))
+                error = LeaderUnreachable(f"{broker}, its leader, answers no fetch")
                 self._troubles.add(partition, Unreadable(error, self.position(partition)))
 
     def forget_silent_leaders(self) -> None:
@@ -302,7 +301,7 @@ class PartitionGuard:
     def _hear_of_joining(self, answer: Any) -> None:
         self.join_code = answer.error_code
         if not answer.error_code and hasattr(answer, "coordinator_id"):
-            self.coordinator = f"broker {answer.coordinator_id} at {address_of(answer)}"
+            self.coordinator = broker_at(answer.coordinator_id, answer)
 
     def _hear_of_fetch(self, node: int, answered: bool) -> None:
         if answered:

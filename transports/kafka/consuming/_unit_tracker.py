@@ -245,11 +245,9 @@ class PartitionUnit(Unit):
         self._number = number
         # In which order messages came that are not taken out, if there is more than one partition.
         self._runs: deque[_Run] = deque()
-        # What comes after no message that is left.
+        # What comes after no message that is left, and what is being committed.
         self._ready: list[Own] = []
-        # What is being committed, and how much of that is of no message.
         self._begun: list[Taken] = []
-        self._begun_own = 0
         self._given_up = False
 
     @property
@@ -408,7 +406,6 @@ class PartitionUnit(Unit):
         """Take out what is settled and not committed, with about so many outcomes at the most."""
         outcomes: list[Taken] = [(None, own.name, own.outcome) for own in self._ready[:most]]
         self._begun = outcomes
-        self._begun_own = len(outcomes)
         self._ready = self._ready[most:]
         offsets: dict[TopicPartition, int] = {}
         if not self._ready:
@@ -441,9 +438,8 @@ class PartitionUnit(Unit):
                     break
                 offset = waiting.pop()
                 outcomes.append((place, offset, known.pop(offset)))
-                for own in tracker.attached.pop(offset, ()):
-                    self._begun_own += 1
-                    outcomes.append((None, own.name, own.outcome))
+                attached = tracker.attached.pop(offset, ())
+                outcomes += [(None, own.name, own.outcome) for own in attached]
             if until > max(tracker.committed, 0):
                 offsets[place] = until
             if full:
@@ -462,8 +458,9 @@ class PartitionUnit(Unit):
             self.states.apply(key, outcome.value, outcome.wake)
             if self.latest.get(key) is outcome:
                 del self.latest[key]
-        self.own -= self._begun_own
-        self._begun, self._begun_own = [], 0
+        # Those of no message have no place.
+        self.own -= sum(place is None for place, _, _ in self._begun)
+        self._begun = []
         self.refusals.forget(due)
         for tracker in self.trackers:
             tracker.make_room()

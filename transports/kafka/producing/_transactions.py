@@ -23,13 +23,7 @@ import aiokafka.errors as kafka
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from ....errors import (
-    ConfigurationError,
-    NotAuthorised,
-    PublishRefused,
-    SpaDatError,
-    UnknownTopic,
-)
+from ....errors import ConfigurationError, NotAuthorised, PublishRefused, SpaDatError, UnknownTopic
 from ..._commit_steps import Reached
 from .._aiokafka_private import (
     add_record,
@@ -42,7 +36,7 @@ from .._aiokafka_private import (
 )
 from .._client_options import common_options, renewed_options
 from .._config import KafkaConfig
-from .._errors import address_of, error_for, publish_refusal
+from .._errors import REACHABLE_FROM_HERE, broker_at, error_for, publish_refusal
 from .._partitioner import hash_of
 from .._records import Record
 from ._closed_connections import ClosedConnections, ClosedOver, refused_publish
@@ -185,9 +179,8 @@ class TransactionalProducer:
                 raise
             raise ConnectionError(
                 f"the coordinator of the transactional id {self._identifier!r},"
-                f" {self._coordinator}, does not answer, while others do: check whether that can be"
-                " reached from here (advertised.listeners), and that enough of the brokers with the"
-                " topic __transaction_state are up"
+                f" {self._coordinator}, does not answer, while others do: {REACHABLE_FROM_HERE},"
+                " and that enough of the brokers with the topic __transaction_state are up"
             ) from error
         except kafka.TransactionalIdAuthorizationFailed as error:
             await self._end()
@@ -472,7 +465,7 @@ class TransactionalProducer:
 
     def _hear_of_coordinator(self, answer: Any) -> None:
         if not answer.error_code:
-            self._coordinator = f"broker {answer.coordinator_id} at {address_of(answer)}"
+            self._coordinator = broker_at(answer.coordinator_id, answer)
 
     def _hear(self, topics: Any) -> None:
         for topic, partitions in topics:
