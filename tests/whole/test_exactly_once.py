@@ -179,6 +179,24 @@ def test_what_the_cluster_refuses_makes_its_message_a_dead_letter_and_no_other()
         assert letter.payload == b"3"
 
 
+def test_an_actor_goes_on_although_the_cluster_refuses_something_again_and_again() -> None:
+    app = application(URL + "&max_payload=2000000")
+
+    @app.application("orders", exactly_once=True)
+    async def orders(number: int, socket: Socket) -> None:
+        await socket.publish("invoices", b"x" * (1_500_000 if number % 5 == 3 else 10))
+
+    with Harness(app) as harness:
+        harness.expect_failure(Reject)
+        for number in range(200):
+            harness.publish("orders", number, key="one")
+            harness.advance(0.01)
+        harness.advance(2.0)
+        assert len(harness.published("invoices")) == 160
+        letters = [int(letter.payload) for letter in harness.dead_letters()]
+        assert letters == [*range(3, 200, 5)]
+
+
 def test_two_applications_share_the_partitions() -> None:
     apps = [forwarding(number) for number in range(2)]
     with Harness(*apps) as harness:
@@ -425,6 +443,10 @@ def test_large_batches_are_taken_apart_to_find_what_is_refused() -> None:
     assert known.letter_too
     refused.forget(due._replace(offsets={other: 15}))
     assert refused.of((place, 14)) is not None
+    # What is known is committed before anything new is tried.
+    assert refused.limit([(place, 11), (place, 14), (place, 15)]) == 2
+    assert refused.limit([(place, 11), (other, 11), (place, 15)]) == 1
+    assert refused.limit([(place, 15), (other, 11)]) is None
     refused.forget(due)
     assert refused.of((place, 14)) is None
     assert not refused.apart(due)

@@ -228,6 +228,12 @@ async def nothing_is_committed_if_a_record_is_refused(desk: Desk) -> None:
     assert error.refusals is not None
     assert (list(error.refusals.errors), error.refusals.certain) == ([1], True)
     await producer.close()
+    producer = await desk.start()
+    more = [*records, record(topic, bytes(3000)), record(topic, bytes(1001))]
+    error = await failure(producer.commit(more, at(topic, 3), apart=True))
+    assert error.refusals is not None
+    assert list(error.refusals.errors) == [1, 3, 4]
+    await producer.close()
     assert await desk.bench.committed("g", topic) is None
     producer = await desk.start()
     await producer.commit([records[0], records[2]], at(topic, 3))

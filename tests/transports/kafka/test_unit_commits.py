@@ -357,6 +357,40 @@ def test_what_is_refused_of_something_that_is_no_message_is_known_by_its_name() 
     assert not refusals.apart(due)
 
 
+def test_what_is_refused_is_committed_before_anything_new_is_tried() -> None:
+    assignment = Assignment(1)
+    assignment.notify_at = 1_000_000
+    orders = tracker_in(assignment, PartitionStates(), "returns")
+    unit = unit_of(orders)
+    returns = unit.trackers[1]
+    for offset in range(3):
+        orders.arrived(offset + 1)
+        handle(orders, offset, key="a", value=b"order %d" % offset)
+        returns.arrived(offset + 1)
+        handle(returns, offset, key="b", value=b"return %d" % offset)
+        add(orders, "b", b"reminder %d" % offset)
+    error = PublishRefused("this")
+    unit.refusals.add(Refusals({0: error}, certain=True), [(returns.partition, 0)])
+    first = [b"order 0", b"return 0", b"reminder 0"]
+    assert committed_of(unit) == ({"orders": 1, "returns": 1}, first)
+    # Among those that are not known to be refused one may be.
+    unit.refusals.add(Refusals({0: error}, certain=False), [(orders.partition, 1)])
+    assert committed_of(unit) == ({"orders": 2}, [b"order 1"])
+    left = [b"return 1", b"reminder 1", b"order 2", b"return 2", b"reminder 2"]
+    assert committed_of(unit) == ({"orders": 3, "returns": 3}, left)
+
+
+def test_what_is_refused_of_no_message_is_committed_before_anything_new_is_tried() -> None:
+    tracker = tracker_of(PartitionStates())
+    for number in range(3):
+        add(tracker, "a", b"reminder %d" % number, f"a/late/{number}")
+    handle(tracker, 0, key="b", value=b"message")
+    refusals = Refusals({0: PublishRefused("this")}, certain=True)
+    unit_of(tracker).refusals.add(refusals, ["a/late/1"])
+    assert committed(tracker) == (None, [b"reminder 0", b"reminder 1"])
+    assert committed(tracker) == (1, [b"reminder 2", b"message"])
+
+
 def committed_of(unit: PartitionUnit, most: int = 100) -> tuple[dict[str, int], list[Any]]:
     """Commit what is due; return the offsets by topic, and what the outcomes have made of keys."""
     due = unit.due(most)

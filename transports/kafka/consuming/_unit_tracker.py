@@ -67,6 +67,25 @@ class RefusedOutcomes:
             return False
         return any(self._is_apart(source_of(taken)) for taken in due.outcomes)
 
+    def limit(self, sources: Sequence[Source]) -> int | None:
+        """Return how many of what is settled the next transaction may take; None for all.
+
+        What is known to be refused has to be committed before anything is tried that is new. With
+        a new refusal in each transaction nothing would ever be committed.
+
+        Args:
+            sources: of what is settled, in the order in which it is taken.
+        """
+        marked = [at for at, source in enumerate(sources) if source in self._known]
+        if not marked:
+            marked = [at for at, source in enumerate(sources) if self._is_apart(source)]
+        return marked[-1] + 1 if marked else None
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is known, or to be found out."""
+        return bool(self._known or self._apart or self._apart_until)
+
     def _is_apart(self, source: Source) -> bool:
         if isinstance(source, str):
             return source in self._apart
@@ -97,7 +116,7 @@ class RefusedOutcomes:
 
     def forget(self, due: Due) -> None:
         """Forget what is committed."""
-        if not self._known and not self._apart and not self._apart_until:
+        if not self.pending:
             return
         done = {source for place, source, _ in due.outcomes if isinstance(source, str)}
         self._apart = {source: None for source in self._apart if source not in done}
@@ -402,8 +421,24 @@ class PartitionUnit(Unit):
             if tracker not in held:
                 yield _Run(tracker, tracker.commit_at)
 
+    def _settled_sources(self) -> Iterator[Source]:
+        """Yield of what there are outcomes that can be committed, in the order of `due`."""
+        yield from (own.name for own in self._ready)
+        left: dict[UnitTracker, list[int]] = {}
+        for tracker, until in self._prefix():
+            if tracker not in left:
+                left[tracker] = sorted(tracker.outcomes, reverse=True)
+            waiting = left[tracker]
+            while waiting and waiting[-1] < until:
+                offset = waiting.pop()
+                yield tracker.partition, offset
+                yield from (own.name for own in tracker.attached.get(offset, ()))
+
     def due(self, most: int) -> Due | None:
         """Take out what is settled and not committed, with about so many outcomes at the most."""
+        if self.refusals.pending:
+            limit = self.refusals.limit([*self._settled_sources()])
+            most = most if limit is None else min(most, limit)
         outcomes: list[Taken] = [(None, own.name, own.outcome) for own in self._ready[:most]]
         self._begun = outcomes
         self._ready = self._ready[most:]

@@ -423,13 +423,22 @@ class TransactionalProducer:
             }
             raise TransactionFailed(why, self._refusals(records, sorted(forbidden), why))
         first: BaseException | None = why
+        blaming: BaseException | None = None
+        # The places of what is refused for the same reason, by whether that is certain.
+        blamed: dict[bool, list[int]] = {True: [], False: []}
         for indices, outcome in outcomes:
             error = self._said(records, indices, outcome)
-            if error is not None and blames_records(error):
-                certain = len(indices) == 1 or isinstance(error, REFUSED_FOR_ALL)
-                refusals = self._refusals(records, indices, error, certain=certain)
-                raise TransactionFailed(error, refusals)
             first = first or error
+            if error is None or not blames_records(error):
+                continue
+            blaming = blaming or error
+            if type(error) is type(blaming):
+                certain = len(indices) == 1 or isinstance(error, REFUSED_FOR_ALL)
+                blamed[certain] += indices
+        if blaming is not None:
+            certain = bool(blamed[True])
+            refusals = self._refusals(records, blamed[certain], blaming, certain=certain)
+            raise TransactionFailed(blaming, refusals)
         if first is not None:
             raise first
 
