@@ -94,11 +94,13 @@ class ObservedKafkaBus(KafkaBus):
         self.gone = True
         inboxes = [self._inbox, *self._lone._open]
         clients: list[Any] = [inbox._consumer for inbox in inboxes]
-        clients += [consumer._sessions._consumer for consumer in self._receiving()]
-        for member in self._members():
-            commits = member._rebalances.committer
-            if isinstance(commits, UnitCommits):
-                clients += [unit.producer._library for unit in commits._units]
+        for consumer in self._consumers:
+            sessions: Any = consumer._sessions
+            clients.append(sessions._consumer)
+            if isinstance(sessions, GroupMember):
+                # Also those of an assignment that is ending, or of a member that is leaving.
+                for commits in sessions._rebalances._open:
+                    clients += [unit.producer._library for unit in commits._units]
         producer = self._publisher._producer
         if producer is not None:
             clients.append(producer._library)
@@ -155,9 +157,13 @@ class ObservedKafkaBus(KafkaBus):
         return None
 
     def _receiving(self) -> list[Any]:
-        alive = [consumer for consumer in self._consumers if not consumer._sessions.closed]
-        self._consumers = alive
-        return list(alive)
+        # One that is ending has clients until that is over.
+        self._consumers = [
+            consumer
+            for consumer in self._consumers
+            if not consumer._sessions.closed or consumer._sessions._consumer is not None
+        ]
+        return [consumer for consumer in self._consumers if not consumer._sessions.closed]
 
     def _members(self) -> Iterator[GroupMember]:
         for consumer in self._receiving():

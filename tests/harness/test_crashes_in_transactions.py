@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -77,6 +78,26 @@ def test_a_crash_at_a_step_of_a_transaction_loses_and_repeats_nothing(step: Any)
         harness.settle()
         assert harness.published("done/a") == [1, 2, 3]
         assert harness.state("work", key="a") == Count(3)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_crash_while_it_stops_leaves_no_producer_that_warns(step: Any) -> None:
+    calls: list[int] = []
+    with Harness(counting(calls)) as harness:
+        harness.publish("work/a", 6)
+        harness.settle()
+        harness.publish("work/a", 7)
+        while len(calls) < 2:
+            harness.advance(0.001)
+        # It is committed as the partition is given back.
+        harness.crash(at=step)
+        harness.stop()
+        assert f" app/0 reached {step}\n" in harness.trace
+        harness.restart()
+        harness.settle()
+        assert harness.published("done/a") == [1, 2]
+    # A warning fails the test.
+    gc.collect()
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,10 +34,12 @@ from spa_dat.testing import Faults, Harness, explore
 from spa_dat.transports import Envelope
 from spa_dat.transports._commit_steps import CommitStep
 from support.exploring import found_by_explore
-from support.kafka_states import cluster_of
+from support.kafka_states import cluster_of, snapshots_in
 from support.machine import examples
 
 KEYS, MESSAGES = 4, 20
+# Real seconds: what one step takes on a busy machine says nothing about the ledger.
+GRACE = 120.0
 STEPS: tuple[CommitStep, ...] = ("handled", "sent", "offsets", "committed")
 INPUTS = ("orders", "payments", "returns")
 OUTPUTS = ("counts", "rings")
@@ -267,7 +270,9 @@ def balance(seed: int) -> str:
     dice = random.Random(seed)
     plan = Plan(dice)
     apps = [tallying(plan, number) for number in range(plan.instances)]
-    with Harness(*apps, seed=seed, faults=plan.faults, allow_failures=Exception) as harness:
+    with Harness(
+        *apps, seed=seed, faults=plan.faults, allow_failures=Exception, grace=GRACE
+    ) as harness:
         ledger, members = Ledger(harness, plan), Members(harness, apps)
         for _ in range(MESSAGES):
             ledger.send(str(dice.randrange(KEYS)))
@@ -286,6 +291,17 @@ def test_the_ledger_balances_wherever_transactions_are_cut_off() -> None:
     explore(lambda seed: traces.append(balance(seed)), seeds=examples(10))
     for step in STEPS:
         assert any(f" reached {step}\n" in trace for trace in traces)
+
+
+def test_it_balances_with_snapshots(tmp_path: Path) -> None:
+    def with_snapshots(seed: int) -> None:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            snapshots_in(folder, patch)
+            balance(seed)
+
+    explore(with_snapshots, seeds=examples(5))
 
 
 def test_it_does_not_without_the_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
