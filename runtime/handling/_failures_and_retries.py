@@ -69,8 +69,24 @@ def is_outage(error: BaseException, *, connected: bool) -> bool:
         error: what was raised.
         connected: whether the actor's bus is connected, for errors that do not say.
     """
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_outage(part, connected=connected) for part in error.exceptions)
+    errors = 0
+    groups: set[int] = set()
+    left = [error]
+    # Groups may be nested deeper than calls may, and the same one may be in many others.
+    while left:
+        part = left.pop()
+        if not isinstance(part, BaseExceptionGroup):
+            if not _is_lost_connection(part, connected=connected):
+                return False
+            errors += 1
+        elif id(part) not in groups:
+            groups.add(id(part))
+            left += part.exceptions
+    return errors > 0
+
+
+def _is_lost_connection(error: BaseException, *, connected: bool) -> bool:
+    """Return whether an error that is no group stems from a lost connection; see `is_outage`."""
     if isinstance(error, TimeoutError) and hasattr(error, "spa_dat_deadline"):
         return not connected
     if not isinstance(error, TransportError | RequestTimeout):

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from spa_dat import Actor, Context, Message, Overflow, RetryPolicy, Socket, on
-from spa_dat.errors import ActorStopped, ConfigurationError, OutboxFull, RemoteError
+from spa_dat.errors import (
+    ActorStopped,
+    ConfigurationError,
+    ConnectionLost,
+    OutboxFull,
+    RemoteError,
+)
 from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.messaging._turn import Turn, current_turn
 from spa_dat.transports import Delivery, Envelope
@@ -563,6 +569,13 @@ async def fails_in_a_group_of_groups(socket: Socket, site: Site) -> None:
         group.create_task(fails_in_a_group(socket, site))
 
 
+async def fails_in_groups_that_nest_deeply_and_have_it_twice(socket: Socket, site: Site) -> None:
+    error: Exception = ConnectionLost("the connection was lost")
+    for _ in range(2_000):
+        error = ExceptionGroup("both", [error, error])
+    raise error
+
+
 async def misses_its_deadline(socket: Socket, site: Site) -> None:
     await in_an_outage(socket, site)
     await socket.publish("out", timeout=60)
@@ -583,6 +596,7 @@ async def asks_a_silent_broker(socket: Socket, site: Site) -> None:
     [
         fails_in_a_group,
         fails_in_a_group_of_groups,
+        fails_in_groups_that_nest_deeply_and_have_it_twice,
         misses_its_deadline,
         asks_while_the_connection_is_away_for_a_moment,
         asks_a_silent_broker,
