@@ -481,9 +481,9 @@ class DistributedApplication:
         concerns all of it. Reading it is cheap enough for a health check.
         """
         # Other threads may read this while the application ends.
-        run = self._runs.current
+        run = self._runs.of_this_process
         if run is None:
-            return {self.name: f"it is not running{self._runs.why}"}
+            return {self.name: self._runs.problem_at_rest}
         return run.health_report.problems
 
     def health(self) -> Health:
@@ -493,7 +493,7 @@ class DistributedApplication:
         thread may call it at any time. It costs in proportion to the number of actors and of
         messages that are here; messages cost nothing while nobody asks.
         """
-        run = self._runs.current
+        run = self._runs.of_this_process
         return self._runs.health_at_rest if run is None else run.health_report.health
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 import threading
 from collections.abc import Coroutine, Mapping
 from contextvars import copy_context
@@ -115,6 +116,7 @@ class Run:
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
         self._routers: list[Router] = []
         self._thread = threading.get_ident()
+        self._process = os.getpid()
         self.state = RunState.STARTING
         self.reason = StopReason()
         self.stop_report: StopReport | None = None
@@ -572,6 +574,11 @@ class Run:
                 " one that it was started on: await both on one loop, which a test and the fixtures"
                 " that it uses may not have in common, or end it with app.stop() from anywhere"
             )
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether this process runs it; one that was forked off only has a copy of it."""
+        return self._process == os.getpid()
 
     @property
     def is_lost(self) -> bool:

@@ -80,14 +80,30 @@ class Runs:
         return self._current
 
     @property
+    def of_this_process(self) -> Run | None:
+        """The current run if it is this process that runs it; None otherwise."""
+        run = self.current
+        return run if run is None or run.is_of_this_process else None
+
+    @property
     def why(self) -> str:
         """Why there is no current run, as the end of a sentence; empty without a reason."""
         failure = None if self.last is None else self.last.reason.failure
         return "" if failure is None else f", because of {reason_of(failure)}"
 
     @property
+    def problem_at_rest(self) -> str:
+        """What is wrong, in words, while no run is `of_this_process`."""
+        if self.current is not None:
+            return (
+                "it is not running in this process, which was forked off from the one that runs"
+                " it: ask that one"
+            )
+        return f"it is not running{self.why}"
+
+    @property
     def health_at_rest(self) -> Health:
-        """The health of the application while there is no run."""
+        """The health of the application while no run is `of_this_process`."""
         from ..diagnostics._health import Health
 
         identity = self.settings.identity
@@ -95,7 +111,7 @@ class Runs:
             application=identity.application,
             instance=identity.instance,
             state="failed" if self.why else "ended",
-            problems={identity.application: f"it is not running{self.why}"},
+            problems={identity.application: self.problem_at_rest},
         )
 
     def refuse(self, what: str) -> None:

@@ -107,7 +107,8 @@ class Health:
         instance: which of its instances this is.
         state: ``starting``; ``ready``, without a problem; ``degraded``, running with problems;
             ``failed``, if it stops, or has ended, because of an error; ``stopping``; ``ended``,
-            also before the first start.
+            also before the first start, and in a process that was forked off from the one that
+            runs it.
         problems: what is wrong, in words, by actor, address of a bus, or application.
         actors: the actors, in the order of registration; none once it has ended.
         connections: the buses in use.

@@ -14,6 +14,7 @@ from ...errors import SpaDatError
 __all__ = [
     "frames_above",
     "frames_of",
+    "frames_of_call",
     "frames_of_thread",
     "is_ours",
     "of_users_code",
@@ -72,6 +73,31 @@ def frames_of_thread(ident: int | None) -> list[FrameType]:
     return frames_above(None if ident is None else sys._current_frames().get(ident))
 
 
+def frames_of_call(ident: int | None, task: asyncio.Task[Any] | None = None) -> list[FrameType]:
+    """Return the frames of a thread from the innermost call of the user's code, outermost first.
+
+    Code of this package and of libraries that the user's has called is a part of it. Without a call
+    of the user's it is the same as `frames_of_thread`.
+
+    Args:
+        ident: the thread.
+        task: what its event loop is running: nothing outside of this is looked at. None for a
+            thread without an event loop.
+    """
+    innermost = None if ident is None else sys._current_frames().get(ident)
+    first = None if task is None else getattr(task.get_coro(), "cr_frame", None)
+    frames: list[FrameType] = []
+    frame = innermost
+    found = False
+    while frame is not None and not (found and is_ours(frame)):
+        frames.append(frame)
+        found = found or _is_users(frame)
+        if frame is first:
+            break
+        frame = frame.f_back
+    return frames[::-1] if found else frames_above(innermost)
+
+
 def frames_above(frame: FrameType | None) -> list[FrameType]:
     """Return a frame and its callers, outermost first, from where this package called others."""
     frames: list[FrameType] = []
@@ -95,10 +121,14 @@ def place(frames: list[FrameType]) -> str | None:
     others = [frame for frame in frames if not is_ours(frame)]
     if not others:
         return None
-    users = [frame for frame in others if not frame.f_code.co_filename.startswith(_LIBRARIES)]
+    users = [frame for frame in others if _is_users(frame)]
     outer, inner = (users or others[-1:])[0], (users or others)[-1]
     where = f"{_name(outer)} at {inner.f_code.co_filename}:{inner.f_lineno}"
     return where if inner is outer else f"{where} in {_name(inner)}"
+
+
+def _is_users(frame: FrameType) -> bool:
+    return not is_ours(frame) and not frame.f_code.co_filename.startswith(_LIBRARIES)
 
 
 def _name(frame: FrameType) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...actors import ThreadWorker, run_apart
 from ...errors import ActorStopped, ConfigurationError
-from ..diagnostics._stacks import frames_of_thread, place
+from ..diagnostics._stacks import frames_of_call, place
 from ..diagnostics._unclean_stop import GivenUp
 from ..options._resources import (
     LEAST_FOR_RESOURCES,
@@ -116,7 +116,7 @@ class HandlerThread:
         """Report the resources that `stop` has left open, and where one of them hangs."""
         if self._left_open and self._worker is not None:
             *others, hanging = self._left_open
-            where = place(frames_of_thread(self._worker.ident)) or "in code of its own"
+            where = place(frames_of_call(self._worker.ident)) or "in code of its own"
             given_up.thread(str(hanging), where)
             given_up.unclosed(others)
 
@@ -201,12 +201,12 @@ class HandlerThread:
         worker = self._worker
         if worker is None or not worker.busy:
             return None
-        return place(frames_of_thread(worker.ident)) or "a function"
+        return place(frames_of_call(worker.ident)) or "a function"
 
     @property
     def hung_at(self) -> list[str]:
         """Where the threads are that were given up at a deadline and have not ended."""
-        places = [place(frames_of_thread(worker.ident)) for worker in self._hung if worker.alive]
+        places = [place(frames_of_call(worker.ident)) for worker in self._hung if worker.alive]
         # Without a place its call has just ended.
         return [where for where in places if where is not None]
 

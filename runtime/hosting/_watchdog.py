@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..._busy_threads import has_own_clock
 from ..._logs import get_logger
-from ..diagnostics._stacks import frames_of_thread, place
+from ..diagnostics._stacks import frames_of_call, frames_of_thread, place
 from ._application_settings import Settings
 
 if TYPE_CHECKING:
@@ -125,10 +125,10 @@ class Watchdog:
     # The event loop. The first of these is called in the watchdog's thread, the second on the loop.
 
     def _is_blocked(self, seconds: float, ident: int) -> None:
-        frames = frames_of_thread(ident)
+        task = asyncio.current_task(self._loop)
+        frames = frames_of_thread(ident) if task is None else frames_of_call(ident, task)
         if any(str(f.f_globals.get("__name__", "")).split(".")[0] in _DEBUGGERS for f in frames):
             return
-        task = asyncio.current_task(self._loop)
         names = [lane.name for lane in self._lanes() if task and task is lane.running_code.task]
         where = place(frames) or "code that is not the user's"
         name = names[0] if names else self._application

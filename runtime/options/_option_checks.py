@@ -244,12 +244,17 @@ def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
-def check_name(what: str, name: str) -> str:
-    """Raise ConfigurationError unless ``name`` may name an application, an instance or an actor."""
+def check_name(what: str, name: str, advice: str = "") -> str:
+    """Raise ConfigurationError unless ``name`` may name an application, an instance or an actor.
+
+    Args:
+        what: what it names, for the error.
+        name: what was given.
+        advice: where to give another one, as the end of the error.
+    """
     if not isinstance(name, str) or not _NAME.match(name):
         raise ConfigurationError(
-            f"{what} {name!r}: use 1 to 64 of the characters A-Z, a-z, 0-9, _ and -"
-            + ("; give it one with name=" if name == "<lambda>" else "")
+            f"{what} {name!r}: use 1 to 64 of the characters A-Z, a-z, 0-9, _ and -{advice}"
         )
     return name
 

@@ -79,7 +79,7 @@ class Spec(Generic[A]):
         analyse: Callable[[ActorOptions], tuple[Handler, ...]],
         analyse_hooks: Callable[[ActorOptions], dict[str, Handler]] = lambda options: {},
     ) -> None:
-        self.name: str = check_name("actor name", name)
+        self.name: str = check_name("actor name", name, _advice_on_name(name, source))
         self.kind: Kind = kind
         self.source = source
         self.reminder_functions: list[tuple[tuple[str, ...], Callable[..., Any]]] = []
@@ -197,3 +197,11 @@ class Spec(Generic[A]):
 
     def __repr__(self) -> str:
         return f"<Spec {self.kind} {self.name!r}>"
+
+
+def _advice_on_name(name: str, source: Callable[..., Any]) -> str:
+    if name != getattr(source, "__name__", None):
+        # It was given.
+        return ""
+    where = "in the class, as name = ..." if isinstance(source, type) else "with name="
+    return f"; give it one {where}"

@@ -443,9 +443,10 @@ def test_no_complaint_takes_long_or_shows_a_secret(
     assert len(error) < 5_000
 
 
+@pytest.mark.parametrize("command", [None, ("--version",), ("--help",), ("replay", "--help")])
 @pytest.mark.parametrize(("into", "problem"), [("full", "No space left on device"), ("pipe", "")])
 def test_an_output_that_can_not_be_written_is_said(
-    into: str, problem: str, module: str, tmp_path: Path
+    into: str, problem: str, command: tuple[str, ...] | None, module: str, tmp_path: Path
 ) -> None:
     if into == "full":
         output = os.open("/dev/full", os.O_WRONLY)
@@ -455,7 +456,8 @@ def test_an_output_that_can_not_be_written_is_said(
     (tmp_path / f"{module}.py").write_text(
         PLANT.replace('print("share", payload, flush=True)', "pass")
     )
-    command = ("replay", recording(tmp_path, 4), "--to", f"{module}:app")
+    if command is None:
+        command = ("replay", recording(tmp_path, 4), "--to", f"{module}:app")
     try:
         done = subprocess.run(
             [sys.executable, "-m", "spa_dat", *command],

@@ -179,7 +179,8 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
         kafka.InvalidTimestampError,
         (
             "the timestamp is out of the range that the topic accepts (compare the clocks of this"
-            " machine and of the brokers; message.timestamp.after.max.ms)"
+            " machine and of the brokers; message.timestamp.before.max.ms and"
+            " message.timestamp.after.max.ms)"
         ),
     ),
     (

@@ -19,7 +19,15 @@ from typing import TextIO, TypeVar
 from ..errors import ConfigurationError
 from ._terminal import BAD, HEADING, styled
 
-__all__ = ["BackgroundOutput", "check_open", "printing", "resolve", "write_notice", "write_text"]
+__all__ = [
+    "BackgroundOutput",
+    "check_open",
+    "printing",
+    "resolve",
+    "stop_printing",
+    "write_notice",
+    "write_text",
+]
 
 T = TypeVar("T")
 
@@ -38,10 +46,22 @@ def printing() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except OSError as error:
-        _abandon(sys.stdout)
-        # Whoever reads may have seen enough.
-        if not isinstance(error, BrokenPipeError):
-            raise _unwritable(error) from error
+        stop_printing(error)
+
+
+def stop_printing(error: OSError) -> None:
+    """Write nothing more to standard output; return if that is because nobody reads it.
+
+    Args:
+        error: what came of writing to it.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    _abandon(sys.stdout)
+    # Whoever reads may have seen enough.
+    if not isinstance(error, BrokenPipeError):
+        raise _unwritable(error) from error
 
 
 def check_open() -> None:

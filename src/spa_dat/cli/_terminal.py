@@ -127,7 +127,26 @@ class ProgressBar:
         self._bar.stop()
 
 
-class Command(click.Command):
+class _Parsing(click.Command):
+    """Reads the arguments of a command; ``--help`` and ``--version`` are written meanwhile."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments.
+
+        Raises:
+            ConfigurationError: standard output cannot be written.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except OSError as error:
+            # Not at the top: it imports asyncio, which no other reading of arguments needs.
+            from ._standard_output import stop_printing
+
+            stop_printing(error)
+            raise click.exceptions.Exit from None
+
+
+class Command(_Parsing):
     """A command whose help a terminal gets with colours and in a table."""
 
     def get_help(self, ctx: click.Context) -> str:
@@ -135,7 +154,7 @@ class Command(click.Command):
         return _help(self, ctx) if is_terminal(sys.stdout) else super().get_help(ctx)
 
 
-class Group(click.Group):
+class Group(_Parsing, click.Group):
     """Commands whose help a terminal gets with colours and in a table."""
 
     command_class = Command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -143,6 +144,28 @@ def test_a_forked_process_leaves_the_block_alone() -> None:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert app.sync_socket().request("double", 1, reply=int, timeout=30) == 2
+
+
+def test_a_forked_process_does_not_call_the_application_healthy() -> None:
+    app = make()
+    with app:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                told = [app.healthy, app.problems, app.health().as_dict(), app.health().ready]
+                os.write(writer, json.dumps(told).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader, encoding="utf-8") as pipe:
+            healthy, problems, health, ready = json.load(pipe)
+        os.waitpid(child, 0)
+        assert (healthy, ready, health["state"]) == (False, False, "ended")
+        assert "in this process, which was forked off" in problems["background"]
+        assert health["problems"] == problems
+        assert app.healthy
+        assert app.health().ready
 
 
 def to_the_process() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, Socket, on
+from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, Socket, SyncSocket, on
 from spa_dat.errors import ConfigurationError
 from support.waiting import eventually
 
@@ -56,7 +57,18 @@ def _tick(app: DistributedApplication, go_on: asyncio.Event) -> None:
         await _inner(go_on)
 
 
-@pytest.mark.parametrize("kind", [_async, _in_thread, _batch, _tick])
+def _waits_for_a_reply(app: DistributedApplication, go_on: asyncio.Event) -> None:
+    @app.application("a", name="worker")
+    def work(payload: str, socket: SyncSocket) -> None:
+        socket.request("other", payload, reply=str, timeout=60)
+
+    @app.application("other", deadline=100)
+    async def answer(payload: str) -> str:
+        await go_on.wait()
+        return payload
+
+
+@pytest.mark.parametrize("kind", [_async, _in_thread, _waits_for_a_reply, _batch, _tick])
 async def test_a_handler_at_work_for_too_long_is_named_and_seen_as_long_as_it_lasts(
     kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,6 +212,42 @@ async def test_what_blocks_the_loop_is_named_while_it_does(
     assert "test_watchdog.py:" in line
     assert lines(caplog, "was blocked for")
     assert app.stats["loop.blocked"] == 1
+
+
+async def test_a_handler_that_only_posts_is_named_with_its_own_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = make(blocked_after=0.2, slow_after=None)
+    told: SimpleQueue[object] = SimpleQueue()
+
+    class Watcher(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "has blocked the event loop" in record.getMessage():
+                told.put(record)
+
+    watcher = Watcher()
+    logging.getLogger("spa_dat").addHandler(watcher)
+    limit = threading.Timer(60, told.put, (None,))
+    limit.start()
+
+    @app.application("a")
+    async def flood(payload: str, socket: Socket) -> None:
+        # It is looked at while it is inside post(), where nothing is the handler's own code.
+        its: Any = socket
+        its._post = told.get
+        socket.post("b", payload)
+
+    try:
+        async with app:
+            app.socket().post("a", "x")
+            await eventually(lambda: app.stats["messages.handled"] == 1, 60.0)
+    finally:
+        limit.cancel()
+        logging.getLogger("spa_dat").removeHandler(watcher)
+    (line,) = lines(caplog, "has blocked the event loop")
+    assert line.startswith("actor 'flood' has blocked the event loop for ")
+    assert "flood at " in line
+    assert "test_watchdog.py:" in line
 
 
 async def test_what_blocks_the_loop_outside_of_actors_is_named_too(

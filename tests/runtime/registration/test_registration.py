@@ -222,6 +222,20 @@ def without_a_name(app: DistributedApplication) -> None:
     app.application("a")(lambda payload: print(payload))
 
 
+def letters_of_other_languages(app: DistributedApplication) -> None:
+    async def prüfe(payload: str) -> None: ...
+
+    app.application("a")(prüfe)
+
+
+def letters_of_other_languages_in_a_class(app: DistributedApplication) -> None:
+    class Gerät(Actor):
+        @on("a")
+        async def handler(self, payload: str) -> None: ...
+
+    app.add(Gerät)
+
+
 def async_with_sync_socket(app: DistributedApplication) -> None:
     @app.application("a")
     async def handler(payload: str, bus: SyncSocket) -> None: ...
@@ -259,6 +273,8 @@ def thread_method_with_async_socket(app: DistributedApplication) -> None:
         (method, ["'self'", "@on(...)", "add(...)"]),
         (class_as_handler, ["Boiler", "add(Boiler, ...)"]),
         (without_a_name, ["<lambda>", "name="]),
+        (letters_of_other_languages, ["'prüfe'", "give it one with name="]),
+        (letters_of_other_languages_in_a_class, ["'Gerät'", "in the class, as name = ..."]),
         (async_with_sync_socket, ["'bus'", "SyncSocket", "use Socket"]),
         (thread_with_async_socket, ["'bus'", "use SyncSocket"]),
         (thread_method_with_async_socket, ["'bus'", "use SyncSocket"]),

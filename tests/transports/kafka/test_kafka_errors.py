@@ -54,6 +54,12 @@ def test_every_answer_of_a_cluster_becomes_an_error_in_one_line(
     assert "'a/b'" in str(publish_refusal(kind(), "a/b"))
 
 
+def test_a_timestamp_that_is_refused_names_the_limits_for_both_directions() -> None:
+    told = str(publish_refusal(kafka.InvalidTimestampError(), "a"))
+    assert "message.timestamp.before.max.ms" in told
+    assert "message.timestamp.after.max.ms" in told
+
+
 @pytest.mark.parametrize("code", [74, 89, 12_345])
 def test_an_answer_that_nobody_has_a_name_for_is_told_with_its_number(code: int) -> None:
     error = error_for(code)

@@ -594,7 +594,9 @@ async def test_a_transaction_that_stays_open_is_named(
         await producer.commit_transaction()
         await inbox.get(8)
         assert numbers(inbox, "a", 1) == [0, 1, 2]
-    assert caplog.text.count("a transaction of another program") == 1
+    assert caplog.text.count(line) == 1
+    # A copy of this application that was killed may have left it.
+    assert "of this application or another program; the cluster ends it" in caplog.text
 
 
 async def test_a_topic_that_is_not_to_be_seen_any_more_is_named(

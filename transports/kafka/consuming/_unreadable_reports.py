@@ -144,9 +144,9 @@ class Troubles:
     def in_transaction(self, partition: TopicPartition, offset: int, seconds: float) -> None:
         """Log that a transaction has long been open at the offset and blocks what is after it."""
         self._log.warning(
-            "%s: partition %d of topic %r cannot be read from offset %d on: a transaction of"
-            " another program has been open there for %.0f s; the cluster ends it after that"
-            " program's transaction timeout, and kafka-transactions.sh at once",
+            "%s: partition %d of topic %r cannot be read from offset %d on: a transaction has been"
+            " open there for %.0f s, of this application or another program; the cluster ends it"
+            " after the transaction timeout of whoever began it, and kafka-transactions.sh at once",
             self._name,
             partition.partition,
             partition.topic,
