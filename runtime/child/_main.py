@@ -272,6 +272,10 @@ class ChildMain:
             await run.wait()
         except (SystemExit, KeyboardInterrupt) as error:
             self._send_exit(error)
+        except asyncio.CancelledError:
+            if not (self._stopping or self.over.done()):
+                problem = "code in this process has cancelled tasks that are not its own"
+                self.over.set_exception(RuntimeError(problem))
         except BaseException as error:  # noqa: BLE001 (the parent decides)
             self._send_rest(Ended(problem_of(error)))
         else:

@@ -69,6 +69,14 @@ def is_outage(error: BaseException, *, connected: bool) -> bool:
         error: what was raised.
         connected: whether the actor's bus is connected, for errors that do not say.
     """
+    try:
+        return _are_lost_connections(error, connected=connected)
+    except BaseException:  # noqa: BLE001 (the classes may be anybody's)
+        return False
+
+
+def _are_lost_connections(error: BaseException, *, connected: bool) -> bool:
+    """As `is_outage`; raises what looking at the error raises."""
     errors = 0
     groups: set[int] = set()
     left = [error]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -200,20 +200,16 @@ class ChildServices:
         lane.parked()
         lane.connection.parked(frame.envelope)
 
-    def _begin(self, number: int, work: Awaitable[None]) -> None:
-        self._tasks[number] = self._loop.create_task(self._finish(number, work))
+    def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks[number] = self._loop.create_task(work)
+        # A callback also comes of what is cancelled before it has begun.
+        task.add_done_callback(partial(self._finished, number))
 
-    async def _finish(self, number: int, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 (it is the child's)
-            self._channel.send(Finished(number, problem_of(error)))
-        else:
-            self._channel.send(Finished(number, None))
-        finally:
-            del self._tasks[number]
+    def _finished(self, number: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[number]
+        if not task.cancelled():
+            error = task.exception()
+            self._channel.send(Finished(number, None if error is None else problem_of(error)))
 
     def _cancel(self, number: int) -> None:
         work: asyncio.Future[None] | None = self._posts.get(number) or self._tasks.get(number)

@@ -17,7 +17,7 @@ import pytest
 
 from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, on
 from spa_dat.actors import ActorSystem
-from spa_dat.errors import ActorError, ConfigurationError
+from spa_dat.errors import ActorError, ConfigurationError, RequestTimeout
 from support.memory import Site
 from support.waiting import eventually, threads_have_left
 
@@ -48,6 +48,25 @@ class Note:
     __repr__ = __str__
 
 
+class Odd(RequestTimeout):
+    """An error that cannot say whether it is an outage."""
+
+    @property
+    def outage(self) -> bool | None:
+        raise Mine("in outage")
+
+    @outage.setter
+    def outage(self, value: bool | None) -> None: ...
+
+
+class OddGroup(ExceptionGroup[Exception]):
+    """A group that cannot say of what."""
+
+    @property
+    def exceptions(self) -> tuple[Exception, ...]:
+        raise Mine("in exceptions")
+
+
 def noted() -> ValueError:
     error = ValueError("with a note")
     error.__notes__ = [Note()]  # type: ignore[list-item]
@@ -57,6 +76,9 @@ def noted() -> ValueError:
 RAISED: tuple[Callable[[], BaseException], ...] = (
     lambda: ValueError("x"),
     lambda: Mine("m"),
+    lambda: Odd("o"),
+    lambda: OddGroup("g", [ValueError("x")]),
+    lambda: ExceptionGroup("g", [Odd("o")]),
     lambda: GeneratorExit(),
     lambda: SystemExit(3),
     lambda: asyncio.CancelledError(),

@@ -149,6 +149,27 @@ async def test_a_message_that_ends_its_process_is_tried_again_and_becomes_a_dead
     assert "ProcessCrashed" in text
 
 
+async def test_cancelling_all_tasks_ends_the_process_alone() -> None:
+    app = make()
+    got = collect(app, "out")
+
+    @app.application("in", placement="process", retry=AT_ONCE)
+    async def work(payload: int, socket: Socket) -> None:
+        if payload == 1:
+            for task in asyncio.all_tasks():
+                task.cancel()
+            # Taken back at once, before it has begun.
+            await socket.publish("elsewhere", payload)
+        await socket.publish("out", payload)
+
+    async with app:
+        for number in range(3):
+            await app.socket().publish("in", number)
+        await eventually(lambda: got == [0, 2])
+        assert app.stats["dead_letters.stored"] == 1
+        await eventually(lambda: app.healthy)
+
+
 async def test_the_dead_letter_says_what_ended_the_process() -> None:
     provider = MemoryProvider(MemoryConfig())
     broker = provider.broker
