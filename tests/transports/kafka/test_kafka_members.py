@@ -188,6 +188,35 @@ async def test_after_a_failed_transaction_a_member_begins_nothing_where_others_a
             assert one.numbers == [*range(10), *range(10)]
 
 
+async def test_a_transaction_that_gets_no_answer_for_long_is_told_of_until_one_is_committed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commit, answering = TransactionalProducer.commit, asyncio.Event()
+
+    async def silent(self: TransactionalProducer, *arguments: Any, **more: Any) -> Any:
+        if not answering.is_set():
+            await asyncio.sleep(20)
+            raise TransactionFailed(TimeoutError("no answer within 20 s"))
+        return await commit(self, *arguments, **more)
+
+    with world() as here:
+        here.cluster.create_topic("a")
+        async with taker(SERVER, "a", prefix="", subscription=TRANSACTIONAL) as one:
+            monkeypatch.setattr(TransactionalProducer, "commit", silent)
+            publish(here, range(10))
+            await one.get(10)
+            await asyncio.sleep(9)
+            assert trouble_of(one) is None
+            await asyncio.sleep(3)
+            assert "have not confirmed a transaction for 10 s" in (trouble_of(one) or "")
+            await eventually(lambda: one.stats["kafka.transactions_failed"] == 1)
+            await asyncio.sleep(3)
+            assert "no answer within 20 s" in (trouble_of(one) or "")
+            answering.set()
+            await eventually(lambda: done(here) == 10)
+            await eventually(lambda: trouble_of(one) is None)
+
+
 async def test_what_was_aborted_behind_the_last_record_is_committed_past_in_transactions_too() -> (
     None
 ):

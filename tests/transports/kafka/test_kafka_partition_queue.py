@@ -185,6 +185,28 @@ async def test_replies_that_are_not_taken_for_long_are_refused_and_the_rest_is_t
     assert len(library.outbox) == library.outbox.size == 0
 
 
+async def test_what_gets_no_answer_for_long_is_told_of() -> None:
+    library = Library()
+    queue, now = library.queue, asyncio.get_running_loop().time()
+    assert queue.unanswered(now + 100) is None
+    entry = library.outbox.submit(Envelope(topic="t"), reply())
+    await eventually(lambda: library.pending)
+    # Whoever asked has chosen where it goes.
+    assert queue.unanswered(now + 100) is None
+    library.answer()
+    await entry
+    (entry,) = library.post(1)
+    await eventually(lambda: library.pending)
+    assert queue.unanswered(now + 9) is None
+    trouble = queue.unanswered(now + 100)
+    assert trouble is not None
+    assert "partition 0 of topic 't' accepts no publishes" in trouble
+    assert "have not answered for 10 s" in trouble
+    library.answer()
+    await entry
+    assert queue.unanswered(now + 100) is None
+
+
 async def test_strangers_replies_alone_are_no_trouble_of_the_application() -> None:
     library = Library()
     entry = library.outbox.submit(Envelope(topic="t"), reply())

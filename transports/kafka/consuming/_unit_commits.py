@@ -25,9 +25,12 @@ from ._snapshot_file import Place
 from ._snapshots import PartitionStates, SnapshotLost
 from ._unit_tracker import Due, PartitionUnit, records_of, source_of
 
-__all__ = ["UnitCommits"]
+__all__ = ["LONG", "UnitCommits"]
 
 _log = get_logger(__name__)
+
+LONG = 10.0
+"""Seconds for which nothing is committed, after which that is a problem."""
 
 _NEVER = 1 << 62
 _INTERVAL = 0.1
@@ -45,6 +48,7 @@ class _Committed:
         unit: the unit.
         producer: commits it.
         task: the transaction under way; None if there is none.
+        began: when the last one began (loop time).
         failed: whether one has failed, so that nothing more of this assignment is committed.
     """
 
@@ -52,6 +56,7 @@ class _Committed:
         self.unit = unit
         self.producer = producer
         self.task: asyncio.Task[None] | None = None
+        self.began = 0.0
         self.failed = False
 
 
@@ -139,6 +144,13 @@ class UnitCommits:
     @property
     def trouble(self) -> str | None:
         """As in `Units`: with the first transaction that fails the assignment is over."""
+        for it in self._units:
+            # Another thread may look at it.
+            if it.task is not None and self._loop.time() - it.began >= LONG:
+                return (
+                    f"nothing is committed of {it.unit.text}: the brokers have not confirmed a"
+                    f" transaction for {LONG:.0f} s"
+                )
         return self._trouble()
 
     @property
@@ -179,6 +191,7 @@ class UnitCommits:
         due = it.unit.due(_MOST_OUTCOMES)
         if due is None:
             return
+        it.began = self._loop.time()
         it.task = self._loop.create_task(self._commit(it, due))
         it.task.add_done_callback(lambda _: self._done(it))
 
@@ -234,6 +247,7 @@ class UnitCommits:
             refusals, why = _of_messages(error, len(records))
             if refusals is not None:
                 unit.refusals.add(refusals, [source_of(taken) for taken in origins])
+            why.began = it.began
             self._fail(unit, why)
             return
         if reached is not None:

@@ -23,7 +23,7 @@ from ..producing._transactions import TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
 from ._changelog import restore
 from ._snapshots import PartitionStates, Snapshot, SnapshotLost
-from ._unit_commits import UnitCommits
+from ._unit_commits import LONG, UnitCommits
 from ._unit_tracker import PartitionUnit, RefusedOutcomes, UnitTracker
 
 __all__ = ["Units"]
@@ -61,10 +61,10 @@ class Units:
         self._first: dict[TopicPartition, int] = {}
         self._backoff = context.config.backoff(context.surroundings.environment)
         self._log = LimitedLog(_log)
-        # In a row, with the time of the loop of the last one.
+        # In a row, with the times of the loop of the last one, and of when the first one began.
         self._failures = 0
         self._failure = ""
-        self._failed_at = 0.0
+        self._failed_at = self._failing_since = 0.0
         self._loop = asyncio.get_running_loop()
         # Why the states of keys could not be read, as text.
         self._not_restored = ""
@@ -170,7 +170,8 @@ class Units:
     def trouble(self) -> str | None:
         """What keeps messages from being handled, or from being committed, as text; or None."""
         # Another thread may look at it.
-        if self._failures >= _MANY_FAILURES and self._tries:
+        lasting = self._loop.time() - self._failing_since >= LONG
+        if self._failures and (lasting or self._failures >= _MANY_FAILURES) and self._tries:
             return f"nothing is committed, as transactions fail: {self._failure}"
         everything = self._states.copy()
         waiting = [place for place, states in everything.items() if not states.restored]
@@ -198,6 +199,8 @@ class Units:
         """Note that a transaction has failed; return the seconds until the next attempt."""
         self._failures += 1
         self._failed_at = self._loop.time()
+        if self._failures == 1:
+            self._failing_since = min(error.began, self._failed_at)
         self._failure = describe(error.__cause__ or error)
         # It may be over already, and what was read is soon handled again.
         return 0.0 if self._failures == 1 else self._backoff.next_delay()

@@ -28,6 +28,7 @@ __all__ = ["REFUSED_FOR_ALL", "PartitionQueue", "QueueOwner", "TopicQueue", "bla
 _log = get_logger(__name__)
 
 _REFUSED_FOR = 5.0
+_UNANSWERED_FOR = 10.0
 # As long as a requester waits for a reply by default.
 _REPLIES_REFUSED_FOR = 30.0
 
@@ -122,8 +123,9 @@ class PartitionQueue:
         self._entries: deque[OutboxEntry] = deque()
         self._parts: deque[deque[OutboxEntry]] = deque()
         self._said = False
-        # What the library has.
+        # What the library has, and since when (loop time).
         self._sent: list[OutboxEntry] = []
+        self._sent_at = 0.0
 
     def append(self, entry: OutboxEntry) -> None:
         """Append a publish to the queue."""
@@ -177,6 +179,21 @@ class PartitionQueue:
         if all(entry.note.is_reply for entry in waiting):
             return None
         return f"{where} accepts no publishes: {why}"
+
+    def unanswered(self, now: float) -> str | None:
+        """Return what is wrong if no broker has answered for long about what the application sends.
+
+        Args:
+            now: the time of the loop.
+        """
+        if now - self._sent_at < _UNANSWERED_FOR:
+            return None
+        if all(entry.note.is_reply for entry in self.in_flight):
+            return None
+        return (
+            f"partition {self.partition} of topic {self.name!r} accepts no publishes: the brokers"
+            f" have not answered for {_UNANSWERED_FOR:.0f} s"
+        )
 
     def _let_go(self) -> None:
         """Drop what was given up in the queue, or it would keep its place in the outbox."""
@@ -246,6 +263,7 @@ class PartitionQueue:
             return [], None
         owner.on_batch(self)
         self._sent = entries
+        self._sent_at = asyncio.get_running_loop().time()
         return entries, await owner.send(batch, self.name, self.partition)
 
     def _fill(self, batch: Any) -> list[OutboxEntry]:

@@ -319,7 +319,8 @@ class Producer:
                 self._note(place, 0)
             code = self._answers.get(place, 0)
             since = self._refusing.get(place, now) if code else now
-            self.trouble = queue.refused(code, now - since) or self.trouble
+            trouble = queue.refused(code, now - since) or queue.unanswered(now)
+            self.trouble = trouble or self.trouble
 
     def last_refusal(self, name: str, partition: int) -> int:
         return self._answers.pop(TopicPartition(name, partition), -1)

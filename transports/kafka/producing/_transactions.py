@@ -14,6 +14,7 @@ What the client library does not keep of its promises is dealt with here, and no
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
@@ -88,11 +89,13 @@ class TransactionFailed(Exception):
 
     Attributes:
         refusals: what was refused; None if the reason is another one.
+        began: when it began (loop time); infinite if that is not known.
     """
 
     def __init__(self, cause: BaseException, refusals: Refusals | None = None) -> None:
         super().__init__(f"{type(cause).__name__}: {cause}")
         self.refusals = refusals
+        self.began = math.inf
         self.__cause__ = cause
 
     @property
