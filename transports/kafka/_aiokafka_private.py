@@ -1275,34 +1275,39 @@ async def stop_consumer(consumer: Any, timeout: float) -> None:
 
 async def end_tasks(consumer: Any, timeout: float) -> None:
     """End all background tasks of a consumer of the library, within ``timeout`` seconds."""
-    coordinator, fetcher = consumer._coordinator, consumer._fetcher
-    parts = (
-        getattr(coordinator, "_coordination_task", None),
-        getattr(coordinator, "_heartbeat_task", None),
-        getattr(coordinator, "_commit_refresh_task", None),
-        getattr(coordinator, "_reset_committed_task", None),
-    )
-    tasks = [task for task in (*parts, *_fetching_tasks(fetcher)) if task is not None]
-    for task in tasks:
-        task.cancel()
     loop = asyncio.get_running_loop()
     give_up = loop.time() + timeout
-    left = [task for task in tasks if not task.done()]
-    while left and (seconds := give_up - loop.time()) > 0:
-        await asyncio.wait(left, timeout=min(seconds, _CANCEL_AGAIN))
+    tasks: dict[asyncio.Task[Any], None] = {}
+    while True:
+        # Again and again: while the library waits for the end of what it has cancelled, heartbeats
+        # or fetches for partitions that it has lost, it takes its own cancellation for theirs, goes
+        # on, and may start others.
+        for task in _tasks_of(consumer):
+            tasks[task] = None
+            task.cancel()
         left = [task for task in tasks if not task.done()]
-        # While the library's fetching waits for the end of fetches for partitions that it has lost,
-        # it takes its own cancellation for theirs, and goes on.
-        for task in _fetching_tasks(fetcher):
-            if not task.done():
-                task.cancel()
-                if task not in tasks:
-                    tasks.append(task)
-                    left.append(task)
+        seconds = give_up - loop.time()
+        if not left or seconds <= 0:
+            break
+        await asyncio.wait(left, timeout=min(seconds, _CANCEL_AGAIN))
     for task in tasks:
         if task.done() and not task.cancelled():
             # How it ended no longer matters.
             task.exception()
+
+
+def _tasks_of(consumer: Any) -> Iterator[asyncio.Task[Any]]:
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher
+    for name in (
+        "_coordination_task",
+        "_heartbeat_task",
+        "_commit_refresh_task",
+        "_reset_committed_task",
+    ):
+        task = getattr(coordinator, name, None)
+        if task is not None:
+            yield task
+    yield from _fetching_tasks(fetcher)
 
 
 def _fetching_tasks(fetcher: Any) -> tuple[asyncio.Task[Any], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import operator
 from collections import Counter
 from collections.abc import Callable
@@ -573,3 +574,32 @@ async def test_fetching_ends_also_while_it_waits_for_fetches_of_lost_partitions(
     assert fetcher._fetch_task.done()
     assert all(task.done() for task in fetcher._pending_tasks)
     assert asyncio.get_running_loop().time() - began < 1.0
+
+
+async def test_a_group_ends_also_while_it_waits_for_the_end_of_its_heartbeats() -> None:
+    coordinator, event = SimpleNamespace(_heartbeat_task=None), asyncio.Event()
+
+    async def beat() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await event.wait()
+        await asyncio.sleep(0)
+
+    async def coordinate() -> None:
+        # As the library does at each rebalance.
+        while True:
+            coordinator._heartbeat_task = asyncio.create_task(beat())
+            await asyncio.sleep(0)
+            coordinator._heartbeat_task.cancel()
+            await coordinator._heartbeat_task
+            coordinator._heartbeat_task = asyncio.create_task(beat())
+            await event.wait()
+
+    coordinator._coordination_task = asyncio.create_task(coordinate())
+    heartbeats = None
+    while heartbeats is None or not heartbeats.cancelling():
+        await asyncio.sleep(0)
+        heartbeats = coordinator._heartbeat_task
+    await end_tasks(SimpleNamespace(_coordinator=coordinator, _fetcher=None), 5.0)
+    assert coordinator._coordination_task.done()
+    assert coordinator._heartbeat_task.done()
+    assert coordinator._heartbeat_task is not heartbeats
