@@ -459,6 +459,16 @@ class KafkaSide(Side):
     async def missing(self) -> str:
         """See `Side.missing`; also says what is committed and readable of each partition."""
         texts = [await super().missing()]
+        for what, asked, come in (
+            ("reminders", self._rings, self._rung),
+            ("messages of states that expire", self._briefs, self._seen),
+        ):
+            left = {
+                key: missing
+                for key, numbers in asked.items()
+                if (missing := sorted({*numbers} - {number for number, *_ in come[key]}))
+            }
+            texts.append(f"nothing has come of {sum(map(len, left.values()))} {what}: {left}")
         async with AIOKafkaConsumer(
             bootstrap_servers=self.server,
             group_id=f"{_APPLICATION}.count",
