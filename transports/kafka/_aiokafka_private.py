@@ -1277,13 +1277,13 @@ async def end_tasks(consumer: Any, timeout: float) -> None:
     """End all background tasks of a consumer of the library, within ``timeout`` seconds."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + timeout
-    tasks: dict[asyncio.Task[Any], None] = {}
+    tasks: set[asyncio.Task[Any]] = set()
     while True:
         # Again and again: while the library waits for the end of what it has cancelled, heartbeats
         # or fetches for partitions that it has lost, it takes its own cancellation for theirs, goes
         # on, and may start others.
         for task in _tasks_of(consumer):
-            tasks[task] = None
+            tasks.add(task)
             task.cancel()
         left = [task for task in tasks if not task.done()]
         seconds = give_up - loop.time()

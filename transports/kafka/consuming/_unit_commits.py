@@ -17,7 +17,7 @@ from .._config import KafkaConfig
 from .._errors import describe
 from .._offset_notes import offset_note
 from .._records import Record
-from ..producing._partition_queue import REFUSED_FOR_ALL
+from ..producing._partition_queue import REFUSED_FOR_ALL, UNANSWERED_FOR
 from ..producing._transactions import Placed, Refusals, TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
 from ._changelog import wake_header
@@ -25,12 +25,9 @@ from ._snapshot_file import Place
 from ._snapshots import PartitionStates, SnapshotLost
 from ._unit_tracker import Due, PartitionUnit, records_of, source_of
 
-__all__ = ["LONG", "UnitCommits"]
+__all__ = ["UnitCommits"]
 
 _log = get_logger(__name__)
-
-LONG = 10.0
-"""Seconds for which nothing is committed, after which that is a problem."""
 
 _NEVER = 1 << 62
 _INTERVAL = 0.1
@@ -146,10 +143,10 @@ class UnitCommits:
         """As in `Units`: with the first transaction that fails the assignment is over."""
         for it in self._units:
             # Another thread may look at it.
-            if it.task is not None and self._loop.time() - it.began >= LONG:
+            if it.task is not None and self._loop.time() - it.began >= UNANSWERED_FOR:
                 return (
                     f"nothing is committed of {it.unit.text}: the brokers have not confirmed a"
-                    f" transaction for {LONG:.0f} s"
+                    f" transaction for {UNANSWERED_FOR:.0f} s"
                 )
         return self._trouble()
 

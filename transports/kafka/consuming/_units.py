@@ -19,11 +19,12 @@ from .._errors import GroupRefused, describe
 from .._own_topic_settings import DECISIVE_SETTINGS, unfit_settings
 from .._topic_facts import TopicFacts, topic_facts
 from .._topic_names import Selection
+from ..producing._partition_queue import UNANSWERED_FOR
 from ..producing._transactions import TransactionalProducer, TransactionFailed
 from ._assignment import Assignment
 from ._changelog import restore
 from ._snapshots import PartitionStates, Snapshot, SnapshotLost
-from ._unit_commits import LONG, UnitCommits
+from ._unit_commits import UnitCommits
 from ._unit_tracker import PartitionUnit, RefusedOutcomes, UnitTracker
 
 __all__ = ["Units"]
@@ -170,7 +171,7 @@ class Units:
     def trouble(self) -> str | None:
         """What keeps messages from being handled, or from being committed, as text; or None."""
         # Another thread may look at it.
-        lasting = self._loop.time() - self._failing_since >= LONG
+        lasting = self._loop.time() - self._failing_since >= UNANSWERED_FOR
         if self._failures and (lasting or self._failures >= _MANY_FAILURES) and self._tries:
             return f"nothing is committed, as transactions fail: {self._failure}"
         everything = self._states.copy()

@@ -23,12 +23,20 @@ from .._errors import (
 from .._partitioner import hash_of
 from .._records import Record
 
-__all__ = ["REFUSED_FOR_ALL", "PartitionQueue", "QueueOwner", "TopicQueue", "blames_records"]
+__all__ = [
+    "REFUSED_FOR_ALL",
+    "UNANSWERED_FOR",
+    "PartitionQueue",
+    "QueueOwner",
+    "TopicQueue",
+    "blames_records",
+]
 
 _log = get_logger(__name__)
 
+UNANSWERED_FOR = 10.0
+"""Seconds without a confirmation by the brokers, after which that is a problem."""
 _REFUSED_FOR = 5.0
-_UNANSWERED_FOR = 10.0
 # As long as a requester waits for a reply by default.
 _REPLIES_REFUSED_FOR = 30.0
 
@@ -186,13 +194,13 @@ class PartitionQueue:
         Args:
             now: the time of the loop.
         """
-        if now - self._sent_at < _UNANSWERED_FOR:
+        if now - self._sent_at < UNANSWERED_FOR:
             return None
         if all(entry.note.is_reply for entry in self.in_flight):
             return None
         return (
             f"partition {self.partition} of topic {self.name!r} accepts no publishes: the brokers"
-            f" have not answered for {_UNANSWERED_FOR:.0f} s"
+            f" have not answered for {UNANSWERED_FOR:.0f} s"
         )
 
     def _let_go(self) -> None:
